@@ -1,0 +1,59 @@
+# Everything is built once, in one profile: each cargo call below says --release --locked.
+# Downloads and what is built from them stay under target/ and .venv/.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+# The CMake of setup-build comes first in the path, for the C and C++ parts.
+CARGO_PATH := PATH="$(CURDIR)/.venv/build/bin:$$PATH"
+CARGO := $(CARGO_PATH) cargo
+BUILD := --release --locked
+FOREBAY := ./target/release/forebay
+
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test check
+
+help: ## Print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup-build: ## Install what the build needs: Debian packages, CMake
+	@tests/setup/build
+
+setup-test: ## Install what the tests need: a JDK, a Kafka broker, Python libraries
+	@tests/setup/test
+
+setup-kafka:
+	@tests/setup/test kafka
+
+setup: setup-build setup-test ## Both of these
+
+# Always asked for before the binary is run: `make test` leaves one with fail points in its place.
+build: setup-build
+	$(CARGO) build $(BUILD)
+
+demo: build ## Stream 50,000 real records through an in-process broker
+	@$(FOREBAY) demo
+
+demo-kafka: setup-kafka build ## The same on its own Kafka broker: exactly once, one worker of two killed
+	@tests/servers/with-kafka $(FOREBAY) demo --brokers '{brokers}'
+
+test: setup target/models/index.json ## Run all tests, those against a real broker too
+	@: >target/skips.txt
+	FOREBAY_SKIPS=$(CURDIR)/target/skips.txt $(CARGO) test $(BUILD) --features failpoints
+	@tests/setup/report-skips target/skips.txt
+
+# Written last by tests/models.py, so it stands for the whole folder.
+target/models/index.json: tests/models.py tests/requirements.txt $(wildcard tests/data/higgs/*) | setup-test
+	@.venv/test/bin/python tests/models.py target/models
+
+check: build ## Format, lints, docs, licences, schema drift, features, no fail points in the binary
+	@tests/setup/check-failpoints $(FOREBAY)
+	@rm -rf target/schemas
+	$(FOREBAY) config schema --dir target/schemas
+	diff -r -x third_party schemas target/schemas
+	@tests/setup/check-tools
+	cargo fmt --check
+	$(CARGO) clippy $(BUILD) --all-targets --features failpoints -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(BUILD) --no-deps
+	@$(CARGO_PATH) tests/setup/check-features
+	@tests/setup/check-deny

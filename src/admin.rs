@@ -1,0 +1,100 @@
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/stats`. It changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json};
+use axum::routing::get;
+use parking_lot::Mutex;
+
+use crate::engine::InferenceEngine;
+use crate::metrics::PerformanceSnapshot;
+
+/// Whether the worker can do its work, and if not, why.
+#[derive(Debug, Default)]
+pub struct Health {
+    reasons: Mutex<BTreeMap<&'static str, String>>,
+    dead: AtomicBool,
+}
+
+impl Health {
+    /// A part that is not ready yet, or no more, and why. A change is worth a look at `/readyz`, not a line in the log.
+    pub fn not_ready(&self, part: &'static str, reason: &str) {
+        self.reasons.lock().insert(part, reason.to_owned());
+    }
+
+    /// A part that does its work.
+    pub fn ready(&self, part: &'static str) {
+        self.reasons.lock().remove(part);
+    }
+
+    /// What is not ready, a line each; empty when all is.
+    #[must_use]
+    pub fn reasons(&self) -> String {
+        self.reasons.lock().iter().map(|(part, reason)| format!("{part}: {reason}\n")).collect()
+    }
+
+    /// The worker cannot recover by itself: `/livez` fails from here on.
+    pub fn died(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+}
+
+#[derive(Clone)]
+struct Admin {
+    health: Arc<Health>,
+    engine: Arc<InferenceEngine>,
+}
+
+/// Serves until the process ends. Returns the address, whose port was chosen by the system if `listen` says 0.
+///
+/// # Errors
+/// The system's own when the address cannot be listened on.
+pub fn serve(listen: SocketAddr, health: Arc<Health>, engine: Arc<InferenceEngine>) -> std::io::Result<SocketAddr> {
+    let listener = std::net::TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let router = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/stats", get(stats))
+        .with_state(Admin { health, engine });
+    Builder::new().name("forebay-admin".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            let served = match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => axum::serve(listener, router).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
+                tracing::error!(%error, "the admin port is closed");
+            }
+        });
+    })?;
+    Ok(address)
+}
+
+async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
+    let dead = admin.health.dead.load(Ordering::Relaxed);
+    if dead { (StatusCode::SERVICE_UNAVAILABLE, "dead\n") } else { (StatusCode::OK, "ok\n") }
+}
+
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    let reasons = admin.health.reasons();
+    if reasons.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, reasons) }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], admin.engine.metrics().to_text())
+}
+
+async fn stats(State(admin): State<Admin>) -> Json<PerformanceSnapshot> {
+    Json(admin.engine.get_performance_metrics())
+}

@@ -1,0 +1,193 @@
+//! Kafka clients: the settings that the promise of exactly-once stands on, librdkafka's log and errors on their way
+//! into ours, and the watch on whether a broker can be reached.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, TopicPartitionList};
+
+use crate::clock;
+use crate::config::{Config, Kafka, StartPosition};
+use crate::metrics::Metrics;
+
+/// After this the broker aborts an open transaction by itself. Everything below waits less.
+pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that a produced reply or a request to a broker may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the group waits for a silent member.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The settings of one shard's clients.
+#[derive(Clone, Debug)]
+pub(crate) struct ClientSettings {
+    kafka: Kafka,
+    member: String,
+    transactional_id: String,
+}
+
+impl ClientSettings {
+    pub(crate) fn new(config: &Config, shard: u32) -> Self {
+        let (instance, group) = (&config.instance, &config.kafka.group);
+        let member = format!("{instance}-{shard}");
+        let transactional_id = format!("{group}-{instance}-{shard}");
+        Self { kafka: config.kafka.clone(), member, transactional_id }
+    }
+
+    pub(crate) fn transactional_id(&self) -> &str {
+        &self.transactional_id
+    }
+
+    pub(crate) fn start(&self) -> StartPosition {
+        self.kafka.start
+    }
+
+    /// What both clients share; the user's own keys first, so that ours stand.
+    fn base(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        for (key, value) in &self.kafka.client {
+            client.set(key, value.expose());
+        }
+        client
+            .set("bootstrap.servers", &self.kafka.brokers)
+            .set("socket.timeout.ms", millis(REQUEST_TIMEOUT))
+            .set_log_level(RDKafkaLogLevel::Info);
+        default_to(&mut client, "client.id", &self.member);
+        default_to(&mut client, "reconnect.backoff.max.ms", "1000");
+        client
+    }
+
+    pub(crate) fn consumer(&self) -> ClientConfig {
+        let mut client = self.base();
+        client
+            .set("group.id", &self.kafka.group)
+            .set("group.instance.id", &self.member)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("isolation.level", "read_committed")
+            .set("auto.offset.reset", "error");
+        default_to(&mut client, "session.timeout.ms", millis(SESSION_TIMEOUT));
+        // The default of a second stalls a consumer whose queue was full for a moment.
+        default_to(&mut client, "fetch.queue.backoff.ms", "2");
+        default_to(&mut client, "queued.max.messages.kbytes", "32768");
+        client
+    }
+
+    pub(crate) fn producer(&self) -> ClientConfig {
+        let mut client = self.base();
+        client
+            .set("transactional.id", &self.transactional_id)
+            .set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT))
+            .set("message.timeout.ms", millis(REQUEST_TIMEOUT))
+            .set("enable.idempotence", "true")
+            .set("acks", "all");
+        default_to(&mut client, "partitioner", "murmur2_random");
+        default_to(&mut client, "linger.ms", "1");
+        default_to(&mut client, "retry.backoff.ms", "5");
+        default_to(&mut client, "batch.num.messages", "10000");
+        default_to(&mut client, "queue.buffering.max.messages", "1000000");
+        client
+    }
+}
+
+/// The consumer as a sink needs it: its standing in the group, and what the group has committed.
+pub(crate) trait GroupMember: Send + Sync {
+    /// The member's id and generation now, for a commit in a transaction.
+    fn metadata(&self) -> Option<ConsumerGroupMetadata>;
+
+    /// The group's committed positions, no transaction being open over them.
+    fn committed(&self, partitions: TopicPartitionList, bound: Duration) -> KafkaResult<TopicPartitionList>;
+}
+
+fn default_to(client: &mut ClientConfig, key: &str, value: impl Into<String>) {
+    if client.get(key).is_none() {
+        client.set(key, value);
+    }
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// Whether a broker can be reached, said once when it changes.
+#[derive(Debug)]
+pub(crate) struct BrokerWatch {
+    away: AtomicBool,
+    since: Mutex<Option<Instant>>,
+    brokers: String,
+    metrics: Arc<Metrics>,
+}
+
+impl BrokerWatch {
+    pub(crate) fn new(brokers: &str, metrics: Arc<Metrics>) -> Self {
+        Self { away: AtomicBool::new(false), since: Mutex::new(None), brokers: brokers.to_owned(), metrics }
+    }
+
+    pub(crate) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn gone(&self, reason: &str) {
+        if !self.away.swap(true, Ordering::Relaxed) {
+            *self.since.lock() = Some(clock::now());
+            self.metrics.broker_away.set(1);
+            tracing::warn!(brokers = %self.brokers, reason, "no broker can be reached; waiting for one");
+        }
+    }
+
+    pub(crate) fn back(&self) {
+        // The plain load keeps the usual case, a broker that was never away, free of writes.
+        if self.is_away() && self.away.swap(false, Ordering::Relaxed) {
+            self.metrics.broker_away.set(0);
+            let away = self.since.lock().take().map(|since| clock::now() - since).unwrap_or_default();
+            tracing::info!(brokers = %self.brokers, away_s = away.as_secs_f64(), "a broker is back");
+        }
+    }
+
+    /// A client's own error event: a sign that no broker can be reached, or a line in the log.
+    pub(crate) fn client_error(&self, error: &KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => self.gone(reason),
+            // One broker's connection: librdkafka mends it, and says AllBrokersDown when it cannot.
+            Some(code) if is_connection(code) => tracing::debug!(target: "librdkafka", %error, reason),
+            _ => tracing::warn!(target: "librdkafka", %error, reason),
+        }
+    }
+}
+
+/// A fault of the connection, not of what was asked: it passes by itself.
+pub(crate) fn is_connection(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::AllBrokersDown
+            | Code::BrokerTransportFailure
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::NetworkException
+            | Code::MessageTimedOut
+    )
+}
+
+/// librdkafka's log, in ours. Lost connections are the watch's business: they would fill the log while a broker is away.
+pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    if facility == "FAIL" || facility == "REQTMOUT" {
+        tracing::debug!(target: "librdkafka", facility, "{message}");
+        return;
+    }
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+            tracing::error!(target: "librdkafka", facility, "{message}");
+        }
+        RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
+        RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
+            tracing::debug!(target: "librdkafka", facility, "{message}");
+        }
+    }
+}

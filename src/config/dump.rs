@@ -1,0 +1,131 @@
+//! A validated config back as worker.toml: every key that is in effect, secrets as `***`. Read again, it gives the same
+//! config, the secrets aside.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::raw::{
+    BytesText, DurationText, PinMode, RawAdmin, RawBatch, RawClientValue, RawConfig, RawEngine,
+    RawKafka, RawLog, RawModel, RawPin, RawRoute,
+};
+use super::substitute::literal;
+use super::units::{bytes_text, duration_text};
+use super::{Batch, Config, Engine, Kafka, Model, Route};
+use crate::placement::Pin;
+
+/// The effective config as TOML, with secrets as `***`.
+///
+/// # Panics
+/// Never: every config has a form in TOML.
+#[must_use]
+pub fn dump(config: &Config) -> String {
+    let raw = RawConfig {
+        instance: literal(&config.instance),
+        kafka: kafka(&config.kafka),
+        route: config
+            .routes
+            .iter()
+            .map(|route| self::route(route, config))
+            .collect(),
+        model: config.models.iter().map(model).collect(),
+        engine: engine(&config.engine),
+        admin: RawAdmin {
+            listen: config.admin.listen.to_string(),
+        },
+        log: RawLog {
+            format: config.log.format,
+            level: config.log.level,
+        },
+    };
+    toml::to_string(&raw).expect(
+        "the raw types hold only what TOML has: tables with text keys, and whole numbers in i64",
+    )
+}
+
+fn kafka(kafka: &Kafka) -> RawKafka {
+    let client: BTreeMap<_, _> = kafka
+        .client
+        .iter()
+        .map(|(key, value)| {
+            (
+                key.clone(),
+                RawClientValue::Text(literal(&value.to_string())),
+            )
+        })
+        .collect();
+    RawKafka {
+        brokers: literal(&kafka.brokers),
+        group: Some(literal(&kafka.group)),
+        start: kafka.start,
+        commit_interval: duration(kafka.commit_interval),
+        commit_records_max: kafka.commit_records_max,
+        commit_bytes_max: bytes(kafka.commit_bytes_max.get()),
+        drain_timeout: duration(kafka.drain_timeout),
+        client,
+    }
+}
+
+fn route(route: &Route, config: &Config) -> RawRoute {
+    RawRoute {
+        input: Some(route.input.clone()),
+        model: Some(config.model_of(route).name.clone()),
+        reply_topic: Some(route.reply_topic.clone()),
+        reply_topics_allowed: route
+            .reply_topics_allowed
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        deadline_from: route.deadline_from,
+        reply_metadata: route.reply_metadata,
+        record_bytes_max: bytes(route.record_bytes_max.get()),
+        compacted: route.compacted,
+    }
+}
+
+fn model(model: &Model) -> RawModel {
+    RawModel {
+        name: Some(model.name.clone()),
+        path: Some(literal(&model.path.display().to_string())),
+        kind: model.kind,
+        sha256: model.sha256.as_ref().map(hex).unwrap_or_default(),
+        batch: batch(&model.batch),
+    }
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits
+        .filter_map(|digit| char::from_digit(u32::from(digit), 16))
+        .collect()
+}
+
+fn batch(batch: &Batch) -> RawBatch {
+    RawBatch {
+        batch_size_max: batch.batch_size_max,
+        queue_delay_max: duration(batch.queue_delay_max),
+        priority_levels: batch.priority_levels,
+        priority_default: batch.priority_default.get().try_into().ok(),
+        queue_depth_max: batch.queue_depth_max,
+        timeout: duration(batch.timeout.unwrap_or_default()),
+    }
+}
+
+fn engine(engine: &Engine) -> RawEngine {
+    RawEngine {
+        num_threads: engine.num_threads.map_or(0, u32::from),
+        pin: match &engine.pin {
+            Pin::Auto => RawPin::Mode(PinMode::Auto),
+            Pin::Off => RawPin::Mode(PinMode::Off),
+            Pin::Cores(cores) => RawPin::Cores(cores.clone()),
+        },
+        in_flight_max: engine.in_flight_max,
+    }
+}
+
+fn duration(duration: Duration) -> DurationText {
+    DurationText(duration_text(duration))
+}
+
+fn bytes(bytes: usize) -> BytesText {
+    BytesText(bytes_text(u64::try_from(bytes).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,438 @@
+//! The keys of worker.toml as the file has them, with their meaning, defaults and bounds. The JSON Schema is generated
+//! from these types, and the schema is what the file is held against: a key added here is known everywhere.
+//!
+//! Durations and sizes are still text here; `check` parses them and holds them to the bounds that their text names.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU8, NonZeroU32};
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
+
+/// The JSON Schema of worker.toml (draft 2020-12), without references, each key with its description and default.
+#[must_use]
+pub fn schema() -> Schema {
+    let settings =
+        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings
+        .into_generator()
+        .into_root_schema_for::<RawConfig>();
+    if let Some(root) = schema.as_object_mut() {
+        close_tables(root);
+    }
+    schema
+}
+
+/// Says of each table that it has no other keys, and drops the defaults of tables, which repeat those of their keys.
+fn close_tables(table: &mut Map<String, Json>) {
+    table.insert("additionalProperties".to_owned(), false.into());
+    let keys = table.get_mut("properties").and_then(Json::as_object_mut);
+    for schema in keys
+        .into_iter()
+        .flat_map(|keys| keys.values_mut().filter_map(Json::as_object_mut))
+    {
+        let is_table = |schema: &Map<String, Json>| schema.contains_key("properties");
+        let is_list = schema
+            .get("items")
+            .and_then(Json::as_object)
+            .is_some_and(is_table);
+        if is_list || is_table(schema) {
+            schema.remove("default");
+        }
+        if is_table(schema) {
+            close_tables(schema);
+        } else if let Some(items) = schema
+            .get_mut("items")
+            .and_then(Json::as_object_mut)
+            .filter(|_| is_list)
+        {
+            close_tables(items);
+        }
+    }
+}
+
+/// The config of a forebay worker: Kafka topics in, scores out.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "worker.toml", extend("required" = ["kafka", "route", "model"]))]
+pub(super) struct RawConfig {
+    /// The worker's name: unique among the workers of its group, and the same over restarts. A second worker with the
+    /// same name is fenced and exits 3. Default the environment variable HOSTNAME, else the system's host name; 1 to
+    /// 200 of the characters a-z, A-Z, 0-9, ".", "_" and "-". The option --instance goes before it.
+    #[serde(default = "instance")]
+    pub(super) instance: String,
+    /// Where records come from and replies go, and how both are committed together.
+    #[serde(default)]
+    pub(super) kafka: RawKafka,
+    /// What is done with which input topic. At least one.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub(super) route: Vec<RawRoute>,
+    /// The models that routes name. At least one.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub(super) model: Vec<RawModel>,
+    /// Score threads and how much work may be inside.
+    #[serde(default)]
+    pub(super) engine: RawEngine,
+    /// The admin port: /livez, /readyz, /metrics, /stats.
+    #[serde(default)]
+    pub(super) admin: RawAdmin,
+    /// What is logged, and how.
+    #[serde(default)]
+    pub(super) log: RawLog,
+}
+
+/// `[kafka]`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["group"]))]
+pub(super) struct RawKafka {
+    /// Brokers to ask first, "host:port" joined by commas. Default "localhost:9092".
+    pub(super) brokers: String,
+    /// The consumer group, which workers with the same routes share. Required; 1 to 249 characters.
+    #[schemars(with = "String")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) group: Option<String>,
+    /// Where a group without committed offsets starts. Default "earliest".
+    pub(super) start: StartPosition,
+    /// Least time between two commits; replies become visible at a commit. Default 5 ms, 0 to 60 s.
+    pub(super) commit_interval: DurationText,
+    /// Most records in one transaction. Default 4096, 1 to 1000000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub(super) commit_records_max: NonZeroU32,
+    /// Most bytes of replies in one transaction. Default 8 MiB, 1 KiB to 1 GiB.
+    pub(super) commit_bytes_max: BytesText,
+    /// How long a drain may take, on SIGTERM and when partitions are revoked; what is unfinished then is aborted, to be
+    /// scored again. Default 20 s, 0 to 5 min.
+    pub(super) drain_timeout: DurationText,
+    /// Passed on to librdkafka: its own names, quoted because they hold dots. Keys that would break the promise are
+    /// refused. Default none.
+    pub(super) client: BTreeMap<String, RawClientValue>,
+}
+
+/// `[[route]]`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["input", "reply_topic"]))]
+pub(super) struct RawRoute {
+    /// Topics to read. Required; at least one, and each topic in one route only.
+    #[schemars(with = "Vec<String>", length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) input: Option<Vec<String>>,
+    /// The name of the model that scores. Default the only [[model]].
+    #[schemars(with = "String")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) model: Option<String>,
+    /// Where replies go when the request names no topic. Required.
+    #[schemars(with = "String")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reply_topic: Option<String>,
+    /// Further topics that requests may name for their reply; "*" stands for any characters. Default none.
+    pub(super) reply_topics_allowed: Vec<String>,
+    /// What a request's time-out counts from. Default "arrival".
+    pub(super) deadline_from: DeadlineFrom,
+    /// How much a reply tells about its scoring. Default "short".
+    pub(super) reply_metadata: ReplyMetadata,
+    /// Larger records get an error reply. Default 1 MiB, 1 B to 1 GiB.
+    pub(super) record_bytes_max: BytesText,
+    /// The input topics are compacted: a tombstone is skipped and counted instead of answered with an error. Default
+    /// false.
+    pub(super) compacted: bool,
+}
+
+/// `[[model]]`.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["name", "path"]))]
+pub(super) struct RawModel {
+    /// Its name in routes, requests and metrics. Required; unique, 1 to 128 of the characters a-z, A-Z, 0-9, ".", "_"
+    /// and "-".
+    #[schemars(with = "String")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    /// The model file. Required; a relative path is taken from the folder of this config file.
+    #[schemars(with = "String")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<String>,
+    /// The kind of file. Default "auto".
+    #[serde(rename = "type")]
+    pub(super) kind: ModelType,
+    /// The SHA-256 digest that the file must have, as 64 hex digits; empty for any. Default empty.
+    pub(super) sha256: String,
+    /// How its requests are batched.
+    pub(super) batch: RawBatch,
+}
+
+/// `[model.batch]`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(super) struct RawBatch {
+    /// Most rows in a batch. Default 1024, 1 to 65536.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub(super) batch_size_max: NonZeroU32,
+    /// How long the oldest record may wait for company. Default 0, 0 to 10 s.
+    pub(super) queue_delay_max: DurationText,
+    /// How many priorities there are; 1 is the highest. Default 3, 1 to 255.
+    #[schemars(range(min = 1, max = 255))]
+    pub(super) priority_levels: NonZeroU8,
+    /// The priority of requests that name none. Default 2, or 1 where `priority_levels` is 1; 1 to `priority_levels`.
+    #[schemars(with = "NonZeroU8", range(min = 1, max = 255))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) priority_default: Option<NonZeroU8>,
+    /// Most requests that wait in one level; full pauses the source. Default 65536, 1 to 10000000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(super) queue_depth_max: NonZeroU32,
+    /// How long a request may take before it is answered as expired; requests may only shorten it; 0 for any time.
+    /// Default 0, 0 to 1 h.
+    pub(super) timeout: DurationText,
+}
+
+/// `[engine]`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(super) struct RawEngine {
+    /// Score threads; 0 for one on each core that the container grants. Default 0, 0 to 1024.
+    #[schemars(range(min = 0, max = 1024))]
+    pub(super) num_threads: u32,
+    /// Which cores the score threads are pinned to: "auto", "off", or a list of cores. Default "auto".
+    pub(super) pin: RawPin,
+    /// Most records in the worker; past it the source pauses. Default 65536, 1 to 10000000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(super) in_flight_max: NonZeroU32,
+}
+
+/// `[admin]`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(super) struct RawAdmin {
+    /// Address and port that it listens on; port 0 takes a free one. Default "127.0.0.1:9640".
+    pub(super) listen: String,
+}
+
+/// `[log]`.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(super) struct RawLog {
+    /// How a line looks. Default "text".
+    pub(super) format: LogFormat,
+    /// The least severe level that is printed. Default "info".
+    pub(super) level: LogLevel,
+}
+
+/// Where a consumer group without committed offsets starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StartPosition {
+    /// At the oldest record that the topic holds.
+    #[default]
+    Earliest,
+    /// With the records that arrive from now on.
+    Latest,
+    /// Not at all: the worker stops and says so.
+    Error,
+}
+
+/// What a request's time-out counts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadlineFrom {
+    /// From when the worker received the record.
+    #[default]
+    Arrival,
+    /// From the record's Kafka timestamp; after downtime old records are answered as expired.
+    Timestamp,
+}
+
+/// How much a reply tells about its scoring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplyMetadata {
+    /// Nothing.
+    None,
+    /// Model, version, batch size, queue and inference time, cache hit.
+    #[default]
+    Short,
+    /// Also the model's digest, whether it is compiled, and a hash of the prediction.
+    Full,
+}
+
+/// The kind of a model file.
+// The names in `x-planned` are in the design, but not built yet: the error for them says so. One that gets built moves
+// from there to a variant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(extend("x-planned" = ["onnx", "xgboost", "sklearn", "treelite", "python"]))]
+pub enum ModelType {
+    /// By the file's content.
+    #[default]
+    Auto,
+    /// `LightGBM`'s text format.
+    Lightgbm,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How severe a message must be to be logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What stopped work.
+    Error,
+    /// Also what may need a look.
+    Warn,
+    /// Also what happens seldom: start, rebalances, stop.
+    #[default]
+    Info,
+    /// Also each step.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The level's name in a filter.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// A duration as text.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(title = "duration", extend("examples" = ["5ms", "20s", "1m30s"]))]
+pub(super) struct DurationText(pub(super) String);
+
+/// A size in bytes as text.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(title = "size", extend("examples" = ["512B", "64KiB", "8MiB"]))]
+pub(super) struct BytesText(pub(super) String);
+
+/// A value for librdkafka, which takes all of them as text.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum RawClientValue {
+    /// A text.
+    Text(String),
+    /// A whole number.
+    Whole(i64),
+    /// A number.
+    Real(f64),
+    /// A switch.
+    Flag(bool),
+}
+
+/// Which cores score threads are pinned to.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum RawPin {
+    /// By a rule.
+    Mode(PinMode),
+    /// These cores in turn.
+    Cores(#[schemars(length(min = 1), inner(range(min = 0, max = 4095)))] Vec<u32>),
+}
+
+/// A rule for pinning.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PinMode {
+    /// The worker chooses.
+    Auto,
+    /// Threads go where the system puts them.
+    Off,
+}
+
+fn instance() -> String {
+    "${HOSTNAME}".to_owned()
+}
+
+fn duration(text: &str) -> DurationText {
+    DurationText(text.to_owned())
+}
+
+fn bytes(text: &str) -> BytesText {
+    BytesText(text.to_owned())
+}
+
+const fn count(default: u32) -> NonZeroU32 {
+    NonZeroU32::new(default).expect("the defaults below are literals above 0")
+}
+
+impl Default for RawKafka {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".to_owned(),
+            group: None,
+            start: StartPosition::default(),
+            commit_interval: duration("5ms"),
+            commit_records_max: const { count(4096) },
+            commit_bytes_max: bytes("8MiB"),
+            drain_timeout: duration("20s"),
+            client: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for RawRoute {
+    fn default() -> Self {
+        Self {
+            input: None,
+            model: None,
+            reply_topic: None,
+            reply_topics_allowed: Vec::new(),
+            deadline_from: DeadlineFrom::default(),
+            reply_metadata: ReplyMetadata::default(),
+            record_bytes_max: bytes("1MiB"),
+            compacted: false,
+        }
+    }
+}
+
+impl Default for RawBatch {
+    fn default() -> Self {
+        Self {
+            batch_size_max: const { count(1024) },
+            queue_delay_max: duration("0ms"),
+            priority_levels: const { NonZeroU8::new(3).expect("3 is above 0") },
+            priority_default: None,
+            queue_depth_max: const { count(65_536) },
+            timeout: duration("0ms"),
+        }
+    }
+}
+
+impl Default for RawEngine {
+    fn default() -> Self {
+        Self {
+            num_threads: 0,
+            pin: RawPin::Mode(PinMode::Auto),
+            in_flight_max: const { count(65_536) },
+        }
+    }
+}
+
+impl Default for RawAdmin {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:9640".to_owned(),
+        }
+    }
+}

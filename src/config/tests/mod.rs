@@ -1,0 +1,401 @@
+//! The whole room: text in; config, schema and dump out. What it says to a bad text is in `messages`.
+
+mod messages;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::Value as Json;
+
+use super::*;
+
+/// An environment out of two tables, on a host named "box".
+pub(super) struct Fake {
+    vars: HashMap<String, String>,
+    files: HashMap<String, String>,
+}
+
+impl Fake {
+    pub(super) fn new(vars: &[(&str, &str)], files: &[(&str, &str)]) -> Self {
+        let table = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect()
+        };
+        Self {
+            vars: table(vars),
+            files: table(files),
+        }
+    }
+}
+
+impl Environment for Fake {
+    fn var(&self, name: &str) -> Option<String> {
+        self.vars.get(name).cloned()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<String> {
+        let text = path.to_str().and_then(|path| self.files.get(path));
+        text.cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn host_name(&self) -> Option<String> {
+        Some("box".to_owned())
+    }
+}
+
+/// The least that a worker.toml needs.
+const LEAST: &str = r#"
+[kafka]
+group = "fraud-scorers"
+
+[[route]]
+input = ["features"]
+reply_topic = "scores"
+
+[[model]]
+name = "fraud"
+path = "models/fraud.txt"
+"#;
+
+/// Every key with its default.
+const WHOLE: &str = r#"
+instance = "${HOSTNAME}"
+
+[kafka]
+brokers = "localhost:9092"
+group = "fraud-scorers"
+start = "earliest"
+commit_interval = "5ms"
+commit_records_max = 4096
+commit_bytes_max = "8MiB"
+drain_timeout = "20s"
+[kafka.client]
+
+[[route]]
+input = ["features"]
+model = "fraud"
+reply_topic = "scores"
+reply_topics_allowed = []
+deadline_from = "arrival"
+reply_metadata = "short"
+record_bytes_max = "1MiB"
+compacted = false
+
+[[model]]
+name = "fraud"
+path = "models/fraud.txt"
+type = "auto"
+sha256 = ""
+[model.batch]
+batch_size_max = 1024
+queue_delay_max = "0ms"
+priority_levels = 3
+priority_default = 2
+queue_depth_max = 65536
+timeout = "0ms"
+
+[engine]
+num_threads = 0
+pin = "auto"
+in_flight_max = 65536
+[admin]
+listen = "127.0.0.1:9640"
+[log]
+format = "text"
+level = "info"
+"#;
+
+/// No key has its default.
+const OTHER: &str = r#"
+instance = "worker-1"
+
+[kafka]
+brokers = "a:9092, SASL_SSL://[::1]:9093"
+group = "${GROUP}"
+start = "error"
+commit_interval = "1s 500ms"
+commit_records_max = 7
+commit_bytes_max = "1000KB"
+drain_timeout = "1m"
+[kafka.client]
+"security.protocol" = "SASL_SSL"
+"sasl.username" = "pay$$er"
+"sasl.password" = "${file:secrets/kafka}"
+"session.timeout.ms" = 15000
+"socket.keepalive.enable" = true
+
+[[route]]
+input = ["features", "features-2"]
+model = "second"
+reply_topic = "scores"
+reply_topics_allowed = ["scores-*", "other"]
+deadline_from = "timestamp"
+reply_metadata = "full"
+record_bytes_max = "1KiB"
+compacted = true
+
+[[route]]
+input = ["scores"]
+model = "first"
+reply_topic = "done"
+
+[[model]]
+name = "first"
+path = "/models/first.txt"
+type = "lightgbm"
+sha256 = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f"
+
+[[model]]
+name = "second"
+path = "second.txt"
+[model.batch]
+batch_size_max = 1
+queue_delay_max = "10s"
+priority_levels = 1
+queue_depth_max = 1
+timeout = "1h"
+
+[engine]
+num_threads = 2
+pin = [0, 2]
+in_flight_max = 1
+[admin]
+listen = "[::1]:0"
+[log]
+format = "json"
+level = "debug"
+"#;
+
+fn fake() -> Fake {
+    Fake::new(
+        &[("GROUP", "of $ four"), ("SECRET", "hunter2")],
+        &[("/etc/forebay/secrets/kafka", "hunter2\n")],
+    )
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::from_toml(text, "worker.toml", Path::new("/etc/forebay"), &fake())
+}
+
+fn good(text: &str) -> Config {
+    parse(text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn the_defaults_are_those_of_the_whole_example() {
+    assert_eq!(good(LEAST), good(WHOLE));
+    let config = good(LEAST);
+    assert_eq!(config.instance, "box");
+    assert_eq!(config.kafka.brokers, "localhost:9092");
+    assert_eq!(config.kafka.commit_interval, Duration::from_millis(5));
+    assert_eq!(config.kafka.commit_bytes_max.get(), 8 << 20);
+    assert_eq!(config.routes[0].record_bytes_max.get(), 1 << 20);
+    assert_eq!(
+        config.model_of(&config.routes[0]).path,
+        Path::new("/etc/forebay/models/fraud.txt")
+    );
+    assert_eq!(config.models[0].batch.priority_default.get(), 2);
+    assert_eq!(config.models[0].batch.timeout, None);
+    assert_eq!(
+        config.engine,
+        Engine {
+            num_threads: None,
+            pin: Pin::Auto,
+            in_flight_max: config.engine.in_flight_max
+        }
+    );
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9640");
+}
+
+#[test]
+fn the_schema_and_the_whole_example_have_the_same_keys_and_defaults() {
+    fn compare(schema: &Json, example: &toml::Table) {
+        for (key, inner) in wants::keys_of(schema) {
+            let value = example
+                .get(key)
+                .unwrap_or_else(|| panic!("{key} is in the example"));
+            match value {
+                toml::Value::Table(table) => compare(inner, table),
+                toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
+                    compare(&inner["items"], list[0].as_table().expect("a table"));
+                }
+                value => {
+                    let needed = wants::requires(schema, key) || inner.get("default").is_none();
+                    let default = Json::deserialize(value.clone()).expect("plain values");
+                    assert!(
+                        needed || inner["default"] == default,
+                        "{key}: {} is not {default}",
+                        inner["default"]
+                    );
+                }
+            }
+            assert!(inner["description"].is_string(), "{key} has a description");
+        }
+        let known: Vec<&str> = wants::keys_of(schema).map(|(key, _)| key).collect();
+        assert!(example.keys().all(|key| known.contains(&key.as_str())));
+    }
+    use serde::Deserialize;
+    compare(&schema().to_value(), &WHOLE.parse().expect("TOML"));
+}
+
+#[test]
+fn everything_may_differ_from_its_default() {
+    let config = good(OTHER);
+    assert_eq!(config.kafka.group, "of $ four");
+    assert_eq!(config.kafka.commit_interval, Duration::from_millis(1500));
+    assert_eq!(config.kafka.commit_bytes_max.get(), 1_000_000);
+    let client = |key: &str| config.kafka.client[key].expose();
+    assert_eq!(client("sasl.username"), "pay$er");
+    assert_eq!(client("sasl.password"), "hunter2");
+    assert_eq!(client("session.timeout.ms"), "15000");
+    assert_eq!(client("socket.keepalive.enable"), "true");
+    let route = &config.routes[0];
+    assert_eq!(config.model_of(route).name, "second");
+    assert!(
+        ["scores", "scores-eu", "other"]
+            .iter()
+            .all(|topic| route.allows_reply_topic(topic))
+    );
+    assert!(!route.allows_reply_topic("others"));
+    assert_eq!(config.models[0].path, Path::new("/models/first.txt"));
+    assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
+    assert_eq!(config.models[1].batch.priority_default.get(), 1);
+    assert_eq!(
+        config.models[1].batch.timeout,
+        Some(Duration::from_secs(3600))
+    );
+    assert_eq!(config.engine.pin, Pin::Cores(vec![0, 2]));
+}
+
+#[test]
+fn a_dump_reads_back_as_the_same_config() {
+    for text in [LEAST, WHOLE, OTHER] {
+        let config = good(text);
+        let dumped = dump(&config);
+        assert!(!dumped.contains("hunter2") && !format!("{config:?}").contains("hunter2"));
+        let mut again = good(&dumped);
+        assert_eq!(dump(&again), dumped);
+        for (key, value) in &mut again.kafka.client {
+            if matches!(value, ClientValue::Secret(_)) {
+                assert_eq!(value.expose(), "***");
+                *value = config.kafka.client[key].clone();
+            }
+        }
+        assert_eq!(again, config);
+    }
+}
+
+#[test]
+fn files_and_overrides() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("worker.toml");
+    let name = path.display().to_string();
+    let instance = |name: &str| Overrides {
+        instance: Some(name.to_owned()),
+    };
+    let read = |overrides: &Overrides| {
+        Config::from_file(&path, overrides).map_err(|error| error.to_string())
+    };
+
+    let gone = read(&instance("w-1")).expect_err("no file yet");
+    assert!(
+        gone.starts_with(&format!("{name}: cannot be read: ")),
+        "{gone}"
+    );
+    assert!(
+        gone.ends_with("; check the path and that this user may read it"),
+        "{gone}"
+    );
+
+    // The option goes before the file, whose variable then need not be set.
+    std::fs::write(
+        &path,
+        format!("instance = \"${{FOREBAY_NOT_SET}}\"\n{LEAST}"),
+    )
+    .expect("written");
+    let config = read(&instance("w-1")).expect("a good file");
+    assert_eq!(config.instance, "w-1");
+    assert_eq!(
+        config.models[0].path,
+        folder.path().join("models/fraud.txt")
+    );
+    let wanted = "wants 1 to 200 of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\"; the name comes from --instance, \
+                  else from instance in the file, else from HOSTNAME";
+    assert_eq!(
+        read(&instance("a b")),
+        Err(format!("{name}: --instance: got \"a b\", {wanted}"))
+    );
+    assert_eq!(
+        read(&Overrides::default()),
+        Err(format!(
+            "{name}:1: instance: the environment variable FOREBAY_NOT_SET is not set; set it, or write \
+             \"${{FOREBAY_NOT_SET:-default}}\""
+        ))
+    );
+}
+
+#[test]
+fn numbers_in_the_schema_stand_in_the_descriptions() {
+    fn look(schema: &Json) {
+        for (key, inner) in wants::keys_of(schema) {
+            let description = inner["description"].as_str().expect("a description");
+            if inner["type"] == "integer" && key != "priority_default" {
+                let bounds = format!(
+                    "Default {}, {} to {}",
+                    inner["default"], inner["minimum"], inner["maximum"]
+                );
+                assert!(description.contains(&bounds), "{key}: {description}");
+            }
+            look(inner);
+            look(&inner["items"]);
+        }
+    }
+    look(&schema().to_value());
+}
+
+/// One random change to a text, at a character boundary.
+fn mutated(text: &str, (at, cut, insert): (prop::sample::Index, usize, String)) -> String {
+    let mut chars: Vec<char> = text.chars().collect();
+    let start = at.index(chars.len() + 1);
+    let end = (start + cut).min(chars.len());
+    chars.splice(start..end, insert.chars());
+    chars.into_iter().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Whatever the text, there is a config that its own dump gives back, or a message; and never a panic or a secret.
+    #[test]
+    fn any_text_is_answered(
+        whole in any::<bool>(),
+        changes in prop::collection::vec(
+            (any::<prop::sample::Index>(), 0..12_usize, r#"([\[\]{}="'.,$#:*\n\\ -]|[0-9a-z]|"x"|\$\{A\}|99999|ä|\PC){0,4}"#),
+            1..4,
+        ),
+    ) {
+        let start = if whole { WHOLE } else { OTHER };
+        let text = changes.into_iter().fold(start.to_owned(), |text, change| mutated(&text, change));
+        match parse(&text) {
+            Ok(config) => {
+                let dumped = dump(&config);
+                let again = parse(&dumped).map_err(|error| TestCaseError::fail(format!("{error}\n{dumped}")))?;
+                prop_assert_eq!(dump(&again), dumped);
+            }
+            Err(error) => prop_assert!(!error.to_string().contains("hunter2")),
+        }
+    }
+
+    #[test]
+    fn any_characters_are_answered(text in r#"([\[\]{}="'.\n]|kafka|route|model|group|input|[a-z0-9]|\PC){0,40}"#) {
+        match parse(&text) {
+            Ok(config) => prop_assert!(!dump(&config).is_empty()),
+            Err(error) => prop_assert!(error.to_string().starts_with("worker.toml:")),
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Messages in, requests out: [`RouteDecoder::decode`] pushes exactly one request on the chunk for each message, readable
+//! or rejected, or skips it (a tombstone of a compacted topic).
+//!
+//! The way through the files: `headers` collects what the record's headers say, `address` finds where the reply goes,
+//! `json` reads the body, `features` reads its numbers into the chunk's arena and orders them for the model, and this
+//! page puts them together. `salvage` finds the id of a body that is no JSON, so that its error reply carries it.
+//!
+//! Invariants: no I/O and no clock; nothing panics, whatever the bytes; a rejected record leaves no number in the chunk's
+//! feature arena; a message to a sender holds at most 300 characters.
+
+mod address;
+mod features;
+mod headers;
+mod json;
+mod message;
+mod salvage;
+mod schema;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_naive;
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use self::features::Marks;
+use self::headers::Headers;
+use self::json::{Body, Id, Scalar};
+use self::message::{bad_request, clip, nearest_first, quoted, quoted_bytes, reject};
+pub use self::schema::{RequestBody, RequestFeatures, RequestId, request_schema};
+use crate::config::{DeadlineFrom, TopicPattern};
+use crate::model::{Catalog, ModelEntry};
+use crate::record::{
+    Chunk, ErrorCode, Message, ModelId, NewRequest, Priority, Reject, ReplyAddress, Span, Work,
+};
+
+/// Most bytes of an id, before escaping: every reply repeats it.
+const ID_BYTES_MAX: usize = 1_024;
+/// A longer timeout than this (100 years) is none: an `Instant` that far away need not exist.
+const TIMEOUT_MS_MAX: f64 = 100.0 * 365.0 * 86_400_000.0;
+
+/// How the records of one route are read.
+#[derive(Clone, Debug)]
+pub struct RouteDecoder {
+    /// The route, by its index in the config.
+    pub route: u32,
+    /// The model of records that name none.
+    pub model: Option<ModelId>,
+    /// Reply topics that requests may name.
+    pub reply_topics_allowed: Vec<TopicPattern>,
+    /// The route's own reply topic, which requests may always name.
+    pub reply_topic: String,
+    /// What a request's deadline counts from.
+    pub deadline_from: DeadlineFrom,
+    /// Most bytes of a payload; a larger one is rejected unread.
+    pub record_bytes_max: usize,
+    /// Whether the topic is compacted: its tombstones are then skipped.
+    pub compacted: bool,
+}
+
+/// When a message came in, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// The monotonic time.
+    pub arrived: Instant,
+    /// Milliseconds since the epoch, to compare with a record's timestamp.
+    pub unix_ms: i64,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// A request was pushed on the chunk, readable or rejected.
+    Request,
+    /// Nothing was pushed: a tombstone of a compacted topic. Its position is done.
+    Skipped,
+}
+
+impl RouteDecoder {
+    /// Reads a message and pushes its request on the chunk.
+    pub fn decode(
+        &self,
+        message: &Message<'_>,
+        received: Received,
+        catalog: &Catalog,
+        chunk: &mut Chunk,
+    ) -> Decoded {
+        if message.payload.is_none() && self.compacted {
+            return Decoded::Skipped;
+        }
+        let headers = Headers::read(message.headers);
+        headers.echo(chunk);
+        let (address, address_fault) = match self.address(&headers, chunk) {
+            Ok(address) => (address, Ok(())),
+            Err(reject) => (ReplyAddress::Route, Err(reject)),
+        };
+
+        let marks = Marks::new(chunk);
+        let (id, work) = match self.body(message, &headers, chunk) {
+            Ok(mut body) => {
+                let id = body.id.take();
+                let reading = Reading {
+                    route: self,
+                    message,
+                    received,
+                    headers: &headers,
+                };
+                let work = address_fault.and_then(|()| reading.work(body, catalog, chunk, marks));
+                (id, work)
+            }
+            Err(reject) => (None, address_fault.and(Err(reject))),
+        };
+        if work.is_err() {
+            chunk.features_mut().truncate(marks.features);
+        }
+        chunk.text_mut().truncate(marks.names);
+
+        let id_json = match id {
+            Some(id) => id.write(chunk),
+            None => default_id(message, chunk),
+        };
+        let key = message.key.map(|key| chunk.push_text(key));
+        chunk.push(NewRequest {
+            position: message.position,
+            route: self.route,
+            arrived: received.arrived,
+            id_json,
+            key,
+            address,
+            work,
+        });
+        Decoded::Request
+    }
+
+    /// The body, if the record may be read at all.
+    fn body<'a>(
+        &self,
+        message: &Message<'a>,
+        headers: &Headers<'_>,
+        chunk: &mut Chunk,
+    ) -> Result<Body<'a>, Reject> {
+        let Some(payload) = message.payload else {
+            return Err(bad_request(
+                "the record is a tombstone (it has no value), wants a JSON object; \
+                 `compacted = true` on the route skips tombstones",
+            ));
+        };
+        if payload.len() > self.record_bytes_max {
+            return Err(reject(
+                ErrorCode::TooLarge,
+                format!(
+                    "the payload has {} bytes, the route's record_bytes_max is {}",
+                    payload.len(),
+                    self.record_bytes_max
+                ),
+            ));
+        }
+        headers.check_content_type()?;
+        Ok(json::read(payload, chunk))
+    }
+}
+
+/// A message on its way to being work: what all of the questions below are asked about.
+struct Reading<'r, 'm> {
+    route: &'r RouteDecoder,
+    message: &'r Message<'m>,
+    received: Received,
+    headers: &'r Headers<'m>,
+}
+
+impl Reading<'_, '_> {
+    /// The work of a body, its rows ordered for the model and left in the chunk's feature arena from the mark on.
+    fn work(
+        &self,
+        body: Body<'_>,
+        catalog: &Catalog,
+        chunk: &mut Chunk,
+        marks: Marks,
+    ) -> Result<Work, Reject> {
+        if let Some(fault) = body.fault {
+            return Err(bad_request(fault));
+        }
+        let Some(layout) = body.layout else {
+            return Err(bad_request(
+                "features: missing, wants a row of numbers, rows, or an object by feature name",
+            ));
+        };
+        let model = self.model(body.model.as_ref(), catalog)?;
+        let priority = self.priority(body.priority.as_ref(), model)?;
+        let deadline = self.deadline(self.timeout(body.timeout_ms.as_ref(), model)?);
+        let values_max = self.route.record_bytes_max / 2;
+        let rows = layout.rows_for(model, values_max, chunk, marks)?;
+        Ok(chunk.work(
+            model.id,
+            marks.features,
+            rows,
+            layout.many(),
+            priority,
+            deadline,
+        ))
+    }
+
+    /// The model that the header names, else the body, else the route.
+    fn model<'c>(
+        &self,
+        body: Option<&Scalar<'_>>,
+        catalog: &'c Catalog,
+    ) -> Result<&'c ModelEntry, Reject> {
+        let (place, name) = match (self.headers.model, body) {
+            (Some(name), _) => ("header forebay-model", String::from_utf8_lossy(name)),
+            (None, Some(Scalar::Text(name))) => ("model", Cow::Borrowed(&**name)),
+            (None, Some(other)) => {
+                return Err(bad_request(format!(
+                    "model: got {other}, wants a model's name"
+                )));
+            }
+            (None, None) => return self.route_model(catalog),
+        };
+        catalog.by_name(&name).ok_or_else(|| {
+            let wanted = quoted(&name);
+            let loaded = loaded_names(&name, catalog);
+            reject(
+                ErrorCode::UnknownModel,
+                format!("{place}: no model {wanted} is loaded; loaded: {loaded}"),
+            )
+        })
+    }
+
+    fn route_model<'c>(&self, catalog: &'c Catalog) -> Result<&'c ModelEntry, Reject> {
+        let loaded = || loaded_names("", catalog);
+        let Some(model) = self.route.model else {
+            return Err(bad_request(format!(
+                "model: missing, and the route has no default; loaded: {}",
+                loaded()
+            )));
+        };
+        catalog.get(model).ok_or_else(|| {
+            reject(
+                ErrorCode::UnknownModel,
+                format!(
+                    "model: the route's model is not loaded; loaded: {}",
+                    loaded()
+                ),
+            )
+        })
+    }
+
+    /// The level that the header names, else the body, else the model's own.
+    fn priority(&self, body: Option<&Scalar<'_>>, model: &ModelEntry) -> Result<Priority, Reject> {
+        let (place, level, got) = match (self.headers.priority, body) {
+            (Some(value), _) => {
+                let level = std::str::from_utf8(value)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                ("header forebay-priority", level, quoted_bytes(value))
+            }
+            (None, Some(value)) => ("priority", value.whole(), value.to_string()),
+            (None, None) => return Ok(model.priority_default),
+        };
+        match level.map(u8::try_from) {
+            Some(Ok(0)) => Ok(model.priority_default),
+            Some(Ok(level)) if level <= model.priority_levels => {
+                Ok(Priority::new(level).unwrap_or(model.priority_default))
+            }
+            _ => Err(bad_request(format!(
+                "{place}: got {got}, wants a whole number from 0 to {} (0 is the model's default, 1 the highest level)",
+                model.priority_levels
+            ))),
+        }
+    }
+
+    /// The model's timeout, shortened by the one that the header names, or else the body.
+    fn timeout(
+        &self,
+        body: Option<&Scalar<'_>>,
+        model: &ModelEntry,
+    ) -> Result<Option<Duration>, Reject> {
+        let (place, millis, got) = match (self.headers.timeout_ms, body) {
+            (Some(value), _) => {
+                let millis = std::str::from_utf8(value)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                ("header forebay-timeout-ms", millis, quoted_bytes(value))
+            }
+            (None, Some(value)) => ("timeout_ms", value.number(), value.to_string()),
+            (None, None) => return Ok(model.timeout),
+        };
+        let Some(millis) = millis.filter(|millis: &f64| millis.is_finite() && *millis >= 0.0)
+        else {
+            return Err(bad_request(format!(
+                "{place}: got {got}, wants a number of milliseconds, 0 (none) or more"
+            )));
+        };
+        if millis == 0.0 || millis > TIMEOUT_MS_MAX {
+            return Ok(model.timeout);
+        }
+        let asked = Duration::from_secs_f64(millis / 1_000.0);
+        Ok(Some(model.timeout.map_or(asked, |own| own.min(asked))))
+    }
+
+    /// When the request stops being worth scoring. It may have passed already: the queue answers that.
+    fn deadline(&self, timeout: Option<Duration>) -> Option<Instant> {
+        let Received { arrived, unix_ms } = self.received;
+        let timeout = timeout?;
+        let age_ms = match (self.route.deadline_from, self.message.timestamp_ms) {
+            (DeadlineFrom::Timestamp, Some(sent_ms)) if sent_ms >= 0 => {
+                // A timestamp in the future counts as arrival: a sender's fast clock must not buy time.
+                u64::try_from(unix_ms.saturating_sub(sent_ms)).unwrap_or(0)
+            }
+            _ => 0,
+        };
+        let age = Duration::from_millis(age_ms);
+        match timeout.checked_sub(age) {
+            Some(left) => arrived.checked_add(left),
+            // Passed before arrival. Where the clock cannot count back that far, arrival is past enough.
+            None => Some(
+                arrived
+                    .checked_sub(age.saturating_sub(timeout))
+                    .unwrap_or(arrived),
+            ),
+        }
+    }
+}
+
+impl Id<'_> {
+    /// Writes the id as JSON text.
+    fn write(&self, chunk: &mut Chunk) -> Span {
+        let mark = chunk.text_mark();
+        match self {
+            Self::Text(text) => push_json(text, chunk),
+            Self::Whole(number) => chunk
+                .text_mut()
+                .extend_from_slice(number.to_string().as_bytes()),
+        }
+        chunk.span_from(mark)
+    }
+}
+
+/// The id of a request that names none: the record's key, or else its place, which nothing else has.
+fn default_id(message: &Message<'_>, chunk: &mut Chunk) -> Span {
+    let mark = chunk.text_mark();
+    let key = message
+        .key
+        .filter(|key| !key.is_empty() && key.len() <= ID_BYTES_MAX);
+    if let Some(key) = key.and_then(|key| std::str::from_utf8(key).ok()) {
+        push_json(key, chunk);
+    } else {
+        let Message {
+            topic,
+            partition_number,
+            position,
+            ..
+        } = message;
+        push_json(
+            &format!("{topic}/{partition_number}/{}", position.offset),
+            chunk,
+        );
+    }
+    chunk.span_from(mark)
+}
+
+fn push_json(text: &str, chunk: &mut Chunk) {
+    serde_json::to_writer(chunk.text_mut(), text).expect("a string is JSON, and a Vec takes all");
+}
+
+/// The names of the loaded models for a message, the nearest first.
+fn loaded_names(wanted: &str, catalog: &Catalog) -> String {
+    let names = nearest_first(
+        wanted,
+        catalog.entries().iter().map(|entry| entry.name.as_str()),
+    );
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names
+        .iter()
+        .map(|name| clip(name, 60))
+        .collect::<Vec<_>>()
+        .join(", ")
+}

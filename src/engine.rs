@@ -1,0 +1,540 @@
+//! [`InferenceEngine`], the library's door: features in, predictions out. The worker's pipeline stands on the same door;
+//! it submits whole chunks where a library user submits single requests.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::num::{NonZeroU8, NonZeroU32};
+use std::path::{Path, PathBuf};
+use std::pin::Pin as StdPin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use crate::batch::{BatchPolicy, MemoryPool};
+use crate::clock;
+use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
+use crate::model::validate::Validation;
+use crate::model::{self, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
+use crate::placement::{Pin, Plan};
+use crate::record::{Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, ScoredBatch};
+use crate::score::{Closed, Scheduler, Submitter, SubmitterId};
+
+/// Batch buffers that are kept for reuse: a score thread needs one at a time, of a few MiB at the most.
+const POOL_IDLE_BYTES_MAX: usize = 64 << 20;
+
+/// Settings of an engine. The defaults are the seed's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InferenceEngineConfig {
+    /// Whether requests are gathered into batches. Off: each is scored alone. Default true.
+    pub enable_batching: bool,
+    /// Score threads; 0 is one for each core that the container grants. Default 0.
+    pub num_threads: usize,
+    /// Where score threads are pinned. Default [`Pin::Auto`].
+    pub pin: Pin,
+    /// Most rows in a batch. Default 64.
+    pub max_batch_size: NonZeroU32,
+    /// Most requests between `enqueue_prediction` and their answer. Past it `enqueue_prediction` answers
+    /// [`ErrorCode::QueueFull`], while `predict` and `predict_batch` wait for a place. Default 100.
+    pub max_concurrent_requests: NonZeroU32,
+    /// How long the oldest request may wait for company. Default 0: an idle score thread never waits.
+    pub queue_delay_max: Duration,
+}
+
+impl Default for InferenceEngineConfig {
+    fn default() -> Self {
+        Self {
+            enable_batching: true,
+            num_threads: 0,
+            pin: Pin::Auto,
+            max_batch_size: NonZeroU32::MIN.saturating_add(63),
+            max_concurrent_requests: NonZeroU32::MIN.saturating_add(99),
+            queue_delay_max: Duration::ZERO,
+        }
+    }
+}
+
+/// A model and how its requests are queued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// The name that requests and routes use.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// What the file is; `None` finds it from the bytes.
+    pub model_type: Option<ModelType>,
+    /// The SHA-256 that the file must have.
+    pub sha256: Option<[u8; 32]>,
+    /// When batches are formed.
+    pub batch: BatchPolicy,
+    /// The level of a request that names none.
+    pub priority_default: Priority,
+    /// How long a request may wait unless it asks for less; `None`: for ever.
+    pub timeout: Option<Duration>,
+}
+
+/// One request at the library's door.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PredictionRequest {
+    /// Comes back in the prediction.
+    pub id: String,
+    /// The model's name; `None` is the model that was loaded first.
+    pub model: Option<String>,
+    /// One or more rows, row-major. A missing value is NaN.
+    pub features: Vec<f64>,
+    /// The level, 1 the highest; `None` is the model's default.
+    pub priority: Option<Priority>,
+    /// How long the request may wait for a score thread; `None` is the model's own timeout, which this can only shorten.
+    pub timeout: Option<Duration>,
+}
+
+impl PredictionRequest {
+    /// A request with these features and defaults for all else.
+    #[must_use]
+    pub fn new(features: impl Into<Vec<f64>>) -> Self {
+        Self { features: features.into(), ..Self::default() }
+    }
+}
+
+/// A request's scores.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// The request's id.
+    pub id: String,
+    /// Scores, row-major: [`Prediction::outputs`] a row.
+    pub scores: Vec<f64>,
+    /// Scores a row.
+    pub outputs: usize,
+    /// How they came to be.
+    pub metadata: PredictionMetadata,
+}
+
+/// How a prediction came to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PredictionMetadata {
+    /// The model's name.
+    pub model: String,
+    /// Which load of that name it was, from 1.
+    pub version: u32,
+    /// Rows of the batch that it was scored in.
+    pub batch_size: u32,
+    /// How long the request waited for a score thread.
+    pub queued: Duration,
+    /// How long the model took for the batch.
+    pub inference: Duration,
+}
+
+/// Why there is no prediction.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PredictError {
+    /// The request was refused or failed; the same code and message would go into a worker's error reply.
+    #[error(transparent)]
+    Rejected(#[from] Reject),
+    /// The engine was shut down.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}
+
+/// Why an engine cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The threads cannot be placed as the config says.
+    #[error("engine.pin: {0}")]
+    Placement(String),
+    /// The system refused a thread.
+    #[error("cannot start the score threads: {0}")]
+    Threads(#[from] std::io::Error),
+}
+
+/// Loads models, queues requests, scores them in batches on its own pinned threads.
+///
+/// Cheap to share: put it in an [`Arc`]. Dropped without [`InferenceEngine::shutdown`], it shuts down by itself.
+pub struct InferenceEngine {
+    scheduler: Arc<Scheduler>,
+    catalog: ArcSwap<Catalog>,
+    loading: Mutex<()>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    score_threads: usize,
+    door: Arc<Door>,
+    door_id: SubmitterId,
+    metrics: Arc<Metrics>,
+    config: InferenceEngineConfig,
+}
+
+impl InferenceEngine {
+    /// Starts the score threads. No model is loaded yet.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the threads cannot be placed or started.
+    pub fn new(config: InferenceEngineConfig) -> Result<Self, EngineError> {
+        Self::with_metrics(config, Arc::new(Metrics::new()))
+    }
+
+    /// The same, counting into metrics that the caller also shows.
+    ///
+    /// # Errors
+    /// As [`InferenceEngine::new`].
+    pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
+        let plan = Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?;
+        let scheduler = Arc::new(Scheduler::new(Arc::new(MemoryPool::new(POOL_IDLE_BYTES_MAX)), Arc::clone(&metrics)));
+        let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
+        let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
+        let threads = Mutex::new(scheduler.start(&plan)?);
+        let (catalog, loading) = (ArcSwap::default(), Mutex::new(()));
+        let score_threads = plan.cores.len();
+        Ok(Self { scheduler, catalog, loading, threads, score_threads, door, door_id, metrics, config })
+    }
+
+    /// Loads a model under the name of its file (without the ending), or puts a new version in the place of the one
+    /// that has that name. `model_type`: `None` finds it from the file.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the file cannot be read, is not supported, or fails [`InferenceEngine::validate_model`];
+    /// also when `compile` is asked for, which no backend of this version does.
+    pub fn load_model(&self, path: impl AsRef<Path>, model_type: Option<ModelType>, compile: bool) -> Result<ModelId, ModelError> {
+        let path = path.as_ref();
+        let name = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        if compile {
+            return Err(ModelError::refused(name, "this version has no compiled backend; load it with compile = false"));
+        }
+        let batch_size_max = if self.config.enable_batching { self.config.max_batch_size } else { NonZeroU32::MIN };
+        self.load_spec(&ModelSpec {
+            name,
+            path: path.to_owned(),
+            model_type,
+            sha256: None,
+            batch: BatchPolicy {
+                batch_size_max,
+                queue_delay_max: self.config.queue_delay_max,
+                priority_levels: NonZeroU8::MIN.saturating_add(2),
+                queue_depth_max: self.config.max_concurrent_requests,
+            },
+            priority_default: Priority::new(2).expect("2 is not 0"),
+            timeout: None,
+        })
+    }
+
+    /// Loads a model with all its settings: reads it once, checks the pin, parses, validates, and only then lets it
+    /// take requests.
+    ///
+    /// # Errors
+    /// [`ModelError`] as for [`InferenceEngine::load_model`].
+    pub fn load_spec(&self, spec: &ModelSpec) -> Result<ModelId, ModelError> {
+        let file = ModelBytes::read(&spec.path, spec.sha256.as_ref())?;
+        let model = model::load(&file, spec.model_type)?;
+        self.add_model(spec, model.as_ref(), &file.sha256)
+    }
+
+    /// Puts a model of the caller's own making into service.
+    ///
+    /// # Errors
+    /// [`ModelError::Refused`] when it fails validation, or differs in width from the version that it replaces.
+    pub fn add_model(&self, spec: &ModelSpec, model: &dyn Model, sha256: &str) -> Result<ModelId, ModelError> {
+        let _one_at_a_time = self.loading.lock();
+        let mut catalog = Catalog::clone(&self.catalog.load());
+        let old = catalog.by_name(&spec.name).map(|entry| (entry.id, entry.width));
+        let (id, version) = match old {
+            Some((_, width)) if width != model.schema().width() => {
+                let new = model.schema().width();
+                let reason = format!("it has {new} features, the version in service {width}: load it under another name");
+                return Err(ModelError::refused(&spec.name, reason));
+            }
+            Some((id, _)) => (id, self.scheduler.model(id).map_or(1, |old| old.version() + 1)),
+            None => (ModelId(u32::try_from(catalog.entries().len()).expect("few models")), 1),
+        };
+        let loaded = LoadedModel::new(&spec.name, version, sha256, model, self.score_threads)?;
+        let entry = ModelEntry::new(
+            id,
+            &spec.name,
+            loaded.schema(),
+            spec.batch.priority_levels.get(),
+            spec.priority_default,
+            spec.timeout,
+        );
+        self.scheduler.put_model(id, Arc::new(loaded), spec.batch.clone());
+        catalog.put(entry);
+        self.catalog.store(Arc::new(catalog));
+        Ok(id)
+    }
+
+    /// Scores one row (or several, row-major) and waits for the answer. Not for use inside an async task: there,
+    /// await [`InferenceEngine::enqueue_prediction`].
+    ///
+    /// # Errors
+    /// [`PredictError`] as the request deserves.
+    pub fn predict(&self, features: &[f64]) -> Result<Prediction, PredictError> {
+        self.door.wait_for_place();
+        self.enqueue_admitted(PredictionRequest::new(features))?.wait()
+    }
+
+    /// Scores many requests and waits for all answers, which come in the order of the requests. A failed one fails
+    /// alone.
+    pub fn predict_batch(&self, features: &[Vec<f64>]) -> Vec<Result<Prediction, PredictError>> {
+        let requests = features.iter().map(|row| PredictionRequest::new(row.as_slice()));
+        self.predict_all(requests)
+    }
+
+    /// The same for whole requests.
+    pub fn predict_all(&self, requests: impl IntoIterator<Item = PredictionRequest>) -> Vec<Result<Prediction, PredictError>> {
+        let pending = requests.into_iter().map(|request| {
+            self.door.wait_for_place();
+            self.enqueue_admitted(request)
+        });
+        let pending: Vec<_> = pending.collect();
+        pending.into_iter().map(|pending| pending?.wait()).collect()
+    }
+
+    /// Queues a request. The answer is awaited, or waited for with [`PendingPrediction::wait`].
+    ///
+    /// # Errors
+    /// [`ErrorCode::QueueFull`] past `max_concurrent_requests`; [`ErrorCode::UnknownModel`] or
+    /// [`ErrorCode::BadRequest`] when the request cannot be scored.
+    pub fn enqueue_prediction(&self, request: PredictionRequest) -> Result<PendingPrediction, PredictError> {
+        if !self.door.try_place() {
+            let most = self.config.max_concurrent_requests;
+            let message = format!("{most} requests are in flight already; raise max_concurrent_requests, or wait for an answer");
+            return Err(Reject::new(ErrorCode::QueueFull, message).into());
+        }
+        self.enqueue_admitted(request)
+    }
+
+    /// Asks the model that was loaded first the questions of [`mod@crate::model::validate`] again.
+    ///
+    /// # Errors
+    /// [`ModelError::Refused`] when no model is loaded, naming the remedy.
+    pub fn validate_model(&self) -> Result<Validation, ModelError> {
+        let first = self.scheduler.model(ModelId(0));
+        first.ok_or_else(|| ModelError::refused("engine", "no model is loaded; call load_model first"))?.validate(None)
+    }
+
+    /// The seed's snapshot.
+    #[must_use]
+    pub fn get_performance_metrics(&self) -> PerformanceSnapshot {
+        PerformanceMetrics::new(&self.metrics).get_metrics(self.scheduler.waiting(), self.scheduler.pool.get_stats())
+    }
+
+    /// The counters behind the snapshot.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// What a decoder must know of the loaded models.
+    #[must_use]
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.load_full()
+    }
+
+    /// The version that a model's slot serves now.
+    #[must_use]
+    pub fn model(&self, id: ModelId) -> Option<Arc<LoadedModel>> {
+        self.scheduler.model(id)
+    }
+
+    /// Score threads that run.
+    #[must_use]
+    pub fn score_threads(&self) -> usize {
+        self.score_threads
+    }
+
+    /// Registers a submitter of whole chunks.
+    pub fn register(&self, submitter: Arc<dyn Submitter>) -> SubmitterId {
+        self.scheduler.register(submitter)
+    }
+
+    /// Queues the readable requests of a chunk from index `from` on. Returns the index of the first that found its
+    /// level full; the chunk's length when all were taken.
+    ///
+    /// # Errors
+    /// [`Closed`] after [`InferenceEngine::shutdown`].
+    pub fn submit(&self, submitter: SubmitterId, chunk: &Arc<Chunk>, from: usize) -> Result<usize, Closed> {
+        self.scheduler.submit(submitter, chunk, from)
+    }
+
+    /// Scores what waits, then ends the threads. What comes later is refused.
+    pub fn shutdown(&self) {
+        self.scheduler.close();
+        for thread in self.threads.lock().drain(..) {
+            // A score thread catches its models' panics; one that died all the same has said so on stderr.
+            let _ = thread.join();
+        }
+    }
+
+    /// The place was taken before; it is given back when the answer comes or the request is refused here.
+    fn enqueue_admitted(&self, request: PredictionRequest) -> Result<PendingPrediction, PredictError> {
+        let queued = self.queue(request);
+        if queued.is_err() {
+            self.door.leave();
+        }
+        queued
+    }
+
+    fn queue(&self, request: PredictionRequest) -> Result<PendingPrediction, PredictError> {
+        let catalog = self.catalog.load();
+        let entry = resolve(&catalog, request.model.as_deref())?;
+        let width = entry.width;
+        if request.features.is_empty() || !request.features.len().is_multiple_of(width) {
+            let (values, name) = (request.features.len(), &entry.name);
+            return Err(Reject::bad_request(format!("features: got {values} values, model {name} wants {width}")).into());
+        }
+        if let Some(place) = request.features.iter().position(|value| value.is_infinite()) {
+            return Err(Reject::bad_request(format!("features[{place}]: infinite; a missing value is NaN")).into());
+        }
+        let priority = request.priority.unwrap_or(entry.priority_default);
+        if priority.get() > entry.priority_levels {
+            let (got, levels) = (priority.get(), entry.priority_levels);
+            return Err(Reject::bad_request(format!("priority: got {got}, wants 1 to {levels}")).into());
+        }
+        let arrived = clock::now();
+        let timeout = request.timeout.into_iter().chain(entry.timeout).min();
+        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
+
+        let mut chunk = Chunk::default();
+        let rows = request.features.len() / width;
+        let rows = u32::try_from(rows).map_err(|_| Reject::new(ErrorCode::TooLarge, "more than 2^32 rows"))?;
+        *chunk.features_mut() = request.features;
+        let work = chunk.work(entry.id, 0, rows, rows > 1, priority, deadline);
+        let id_json = chunk.push_text(b"");
+        let (number, answer) = self.door.expect_answer(request.id);
+        chunk.push(NewRequest {
+            position: Position { partition: PartitionId(0), offset: number },
+            route: 0,
+            arrived,
+            id_json,
+            key: None,
+            address: ReplyAddress::Route,
+            work: Ok(work),
+        });
+        match self.scheduler.submit(self.door_id, &Arc::new(chunk), 0) {
+            Ok(1) => Ok(PendingPrediction { answer }),
+            Ok(_) => {
+                self.door.forget(number);
+                Err(Reject::new(ErrorCode::QueueFull, format!("the queue of priority {} is full", priority.get())).into())
+            }
+            Err(closed) => {
+                self.door.forget(number);
+                Err(closed.into())
+            }
+        }
+    }
+}
+
+impl Drop for InferenceEngine {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+fn resolve<'a>(catalog: &'a Catalog, name: Option<&str>) -> Result<&'a ModelEntry, Reject> {
+    match name {
+        Some(name) => catalog.by_name(name).ok_or_else(|| {
+            let loaded: Vec<&str> = catalog.entries().iter().map(|entry| entry.name.as_str()).collect();
+            Reject::new(ErrorCode::UnknownModel, format!("no model {name:?}; loaded: {loaded:?}"))
+        }),
+        None => catalog.entries().first().ok_or_else(|| {
+            Reject::new(ErrorCode::UnknownModel, "no model is loaded; call load_model first")
+        }),
+    }
+}
+
+/// A request on its way. It is a future; outside of async code, [`PendingPrediction::wait`] blocks for it.
+#[derive(Debug)]
+pub struct PendingPrediction {
+    answer: oneshot::Receiver<Result<Prediction, Reject>>,
+}
+
+impl PendingPrediction {
+    /// Blocks until the answer is there.
+    ///
+    /// # Errors
+    /// [`PredictError`] as the request deserves.
+    pub fn wait(self) -> Result<Prediction, PredictError> {
+        Ok(self.answer.blocking_recv().map_err(|_| Closed)??)
+    }
+}
+
+impl Future for PendingPrediction {
+    type Output = Result<Prediction, PredictError>;
+
+    fn poll(mut self: StdPin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        StdPin::new(&mut self.answer).poll(context).map(|answer| Ok(answer.map_err(|_| Closed)??))
+    }
+}
+
+/// Puts futures on top of the submitter's path: each request is numbered, and its answer sent to who waits for it.
+struct Door {
+    places: Mutex<u32>,
+    place_freed: Condvar,
+    next: AtomicI64,
+    waiting: Mutex<HashMap<i64, Waiting>>,
+}
+
+struct Waiting {
+    id: String,
+    answer: oneshot::Sender<Result<Prediction, Reject>>,
+}
+
+impl Door {
+    fn new(places: u32) -> Self {
+        let (next, waiting) = (AtomicI64::new(0), Mutex::default());
+        Self { places: Mutex::new(places), place_freed: Condvar::new(), next, waiting }
+    }
+
+    fn try_place(&self) -> bool {
+        let mut places = self.places.lock();
+        let free = *places > 0;
+        *places -= u32::from(free);
+        free
+    }
+
+    fn wait_for_place(&self) {
+        let mut places = self.places.lock();
+        self.place_freed.wait_while(&mut places, |places| *places == 0);
+        *places -= 1;
+    }
+
+    fn leave(&self) {
+        *self.places.lock() += 1;
+        self.place_freed.notify_one();
+    }
+
+    fn expect_answer(&self, id: String) -> (i64, oneshot::Receiver<Result<Prediction, Reject>>) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, receiver) = oneshot::channel();
+        self.waiting.lock().insert(number, Waiting { id, answer });
+        (number, receiver)
+    }
+
+    fn forget(&self, number: i64) {
+        self.waiting.lock().remove(&number);
+    }
+}
+
+impl Submitter for Door {
+    fn completed(&self, batch: ScoredBatch) {
+        for (index, ticket) in batch.tickets.iter().enumerate() {
+            let request = ticket.request();
+            let Some(waiting) = self.waiting.lock().remove(&request.position.offset) else { continue };
+            let answer = batch.scores_of(index).map_err(Reject::clone).map(|scores| Prediction {
+                id: waiting.id,
+                scores: scores.to_vec(),
+                outputs: batch.outputs,
+                metadata: PredictionMetadata {
+                    model: batch.model.as_ref().map_or_else(String::new, |model| model.name().to_owned()),
+                    version: batch.model.as_ref().map_or(0, |model| model.version()),
+                    batch_size: batch.batch_size,
+                    queued: batch.started.saturating_duration_since(request.arrived),
+                    inference: batch.inference,
+                },
+            });
+            // Who dropped the future wants no answer.
+            let _ = waiting.answer.send(answer);
+            self.leave();
+        }
+    }
+}

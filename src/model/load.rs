@@ -1,0 +1,107 @@
+//! A model file is read once: hashed, checked against the pin, its kind found, and parsed from those same bytes.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{Model, ModelError, ModelType};
+
+/// A model file's bytes and their identity.
+#[derive(Clone, Debug)]
+pub struct ModelBytes {
+    /// Where they were read from; names the model in errors.
+    pub path: PathBuf,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Their SHA-256, hex.
+    pub sha256: String,
+}
+
+impl ModelBytes {
+    /// Reads a file and checks it against `pin`, the SHA-256 that it must have.
+    ///
+    /// # Errors
+    /// [`ModelError::Unreadable`], or [`ModelError::WrongDigest`] when the file is not the pinned one.
+    pub fn read(path: &Path, pin: Option<&[u8; 32]>) -> Result<Self, ModelError> {
+        let bytes = std::fs::read(path)
+            .map_err(|error| ModelError::Unreadable { path: path.to_owned(), reason: error.to_string() })?;
+        let found: [u8; 32] = Sha256::digest(&bytes).into();
+        match pin {
+            Some(pinned) if *pinned != found => {
+                Err(ModelError::WrongDigest { path: path.to_owned(), found: hex(&found), pinned: hex(pinned) })
+            }
+            _ => Ok(Self { path: path.to_owned(), bytes, sha256: hex(&found) }),
+        }
+    }
+
+    /// The file's name as errors show it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// The kind of model that a file holds, found from its first bytes.
+#[must_use]
+pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
+    bytes.starts_with(b"tree\n").then_some(ModelType::LightGbm)
+}
+
+/// Parses a model. `model_type` is what the config states; `None` finds it from the file.
+///
+/// # Errors
+/// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
+pub fn load(file: &ModelBytes, model_type: Option<ModelType>) -> Result<Box<dyn Model>, ModelError> {
+    let found = model_type_of(&file.bytes);
+    let model_type = match (model_type, found) {
+        (Some(stated), Some(found)) if stated != found => {
+            return Err(ModelError::refused(file.name(), format!("the file is {found}, the config says {stated}")));
+        }
+        (Some(stated), _) => stated,
+        (None, Some(found)) => found,
+        (None, None) => {
+            let remedy = "this version scores LightGBM text models, as Booster.save_model writes them (first line `tree`)";
+            return Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")));
+        }
+    };
+    match model_type {
+        #[cfg(feature = "lightgbm")]
+        ModelType::LightGbm => Ok(Box::new(super::lightgbm::LightGbmModel::parse(file)?)),
+        #[cfg(not(feature = "lightgbm"))]
+        ModelType::LightGbm => {
+            Err(ModelError::refused(file.name(), "this build has no LightGBM; build with the cargo feature `lightgbm`"))
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_the_pinned_one_is_refused_with_both_digests() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.txt");
+        std::fs::write(&path, "abc").unwrap();
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let pin: [u8; 32] = Sha256::digest(b"abc").into();
+        assert_eq!(ModelBytes::read(&path, Some(&pin)).unwrap().sha256, abc);
+        let error = ModelBytes::read(&path, Some(&[0; 32])).unwrap_err().to_string();
+        assert!(error.contains(abc) && error.contains(&"0".repeat(64)), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused_by_name() {
+        let file = ModelBytes { path: "x.bin".into(), bytes: b"???".to_vec(), sha256: String::new() };
+        let error = load(&file, None).err().unwrap().to_string();
+        assert!(error.starts_with("model x.bin: cannot tell what kind"), "{error}");
+    }
+}

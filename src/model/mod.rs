@@ -1,0 +1,230 @@
+//! Model files in, scorers out. A model knows nothing of brokers, queues or threads: it gets a matrix of rows and
+//! fills a matrix of scores.
+//!
+//! - [`Model`] is a parsed file; [`Scorer`] is one thread's handle on it.
+//! - [`load`] reads a file once, hashes it, checks the pin, finds the kind and parses those same bytes.
+//! - [`LoadedModel`] is a version in service: schema, digest, and a scorer for each score thread.
+//! - [`Catalog`] is what a decoder must know of the loaded models.
+//! - [`validate`] asks a model the questions that a wrong binding would answer wrongly.
+
+mod catalog;
+#[cfg(feature = "lightgbm")]
+mod lightgbm;
+mod load;
+pub mod validate;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use parking_lot::{Mutex, MutexGuard};
+
+pub use self::catalog::{Catalog, ModelEntry};
+pub use self::load::{ModelBytes, load, model_type_of};
+use self::validate::{Sample, Validation};
+
+/// The kinds of model that this version scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ModelType {
+    /// LightGBM's text format, as `Booster.save_model` writes it.
+    LightGbm,
+}
+
+impl ModelType {
+    /// The kind's name in the config and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LightGbm => "lightgbm",
+        }
+    }
+}
+
+impl fmt::Display for ModelType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ModelType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "lightgbm" => Ok(Self::LightGbm),
+            other => Err(format!("no model type {other:?}: this version scores lightgbm only")),
+        }
+    }
+}
+
+/// Why a model does not take traffic. Every message names the file (or the model), what is wrong and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    /// The file cannot be read.
+    #[error("model {}: cannot read the file: {reason}; check `path`", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's own words.
+        reason: String,
+    },
+    /// The file is not what the config pinned.
+    #[error("model {}: SHA-256 is {found}, the config pins {pinned}; put the pinned file back or change `sha256`", path.display())]
+    WrongDigest {
+        /// The file.
+        path: PathBuf,
+        /// The digest of its bytes, hex.
+        found: String,
+        /// The digest that was asked for, hex.
+        pinned: String,
+    },
+    /// The file was read, but must not be scored: not the stated kind, damaged, or not supported.
+    #[error("model {name}: {reason}")]
+    Refused {
+        /// The model's file or name.
+        name: String,
+        /// What is wrong, and the remedy.
+        reason: String,
+    },
+}
+
+impl ModelError {
+    /// A model that must not be scored.
+    pub fn refused(name: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Refused { name: name.into(), reason: reason.into() }
+    }
+}
+
+/// The model could not score this batch. The engine then scores its rows one by one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ScoreError(pub String);
+
+/// What a model takes and gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSchema {
+    /// The library whose format it is.
+    pub model_type: ModelType,
+    /// Features a row, in the model's order.
+    pub feature_names: Vec<String>,
+    /// Scores a row: 1 for regression and binary, one per class for multi-class.
+    pub outputs: usize,
+    /// What `model inspect` shows besides: name and value, in order.
+    pub details: Vec<(String, String)>,
+}
+
+impl ModelSchema {
+    /// Features a row.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.feature_names.len()
+    }
+}
+
+/// Rows to score: row-major, all of one width. A missing value is NaN.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// `count * width` values.
+    pub values: &'a [f64],
+    /// Features a row.
+    pub width: usize,
+}
+
+impl Rows<'_> {
+    /// Number of rows.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        if self.width == 0 { 0 } else { self.values.len() / self.width }
+    }
+}
+
+/// A parsed model.
+pub trait Model: Send + Sync {
+    /// What it takes and gives.
+    fn schema(&self) -> &ModelSchema;
+
+    /// A handle for one score thread.
+    ///
+    /// # Errors
+    /// [`ModelError::Refused`] when the library that scores it cannot make one.
+    fn scorer(&self) -> Result<Box<dyn Scorer>, ModelError>;
+}
+
+/// One thread's handle on a model.
+pub trait Scorer: Send {
+    /// Scores every row: `scores` has `rows.count() * schema.outputs` places, row-major, and all are written.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when the model cannot score this batch; `scores` is then worth nothing.
+    fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError>;
+}
+
+/// A model version in service.
+pub struct LoadedModel {
+    name: String,
+    version: u32,
+    sha256: String,
+    schema: ModelSchema,
+    scorers: Vec<Mutex<Box<dyn Scorer>>>,
+    /// One more, so that a validation disturbs no score thread.
+    spare: Mutex<Box<dyn Scorer>>,
+}
+
+impl LoadedModel {
+    /// Makes a scorer for each of `threads` score threads, and validates the model.
+    ///
+    /// # Errors
+    /// [`ModelError::Refused`] when the model's library cannot make one, or the model fails its validation.
+    pub fn new(name: &str, version: u32, sha256: &str, model: &dyn Model, threads: usize) -> Result<Self, ModelError> {
+        let scorers = (0..threads).map(|_| model.scorer().map(Mutex::new)).collect::<Result<_, _>>()?;
+        let (spare, schema) = (Mutex::new(model.scorer()?), model.schema().clone());
+        let loaded = Self { name: name.to_owned(), version, sha256: sha256.to_owned(), schema, scorers, spare };
+        match loaded.validate(None)?.failure() {
+            None => Ok(loaded),
+            Some(failure) => Err(ModelError::refused(name, format!("refused by its validation: {failure}"))),
+        }
+    }
+
+    /// Asks the model the questions of [`mod@validate`], without disturbing the score threads.
+    ///
+    /// # Errors
+    /// [`ModelError::Refused`] when the sample does not fit the model.
+    pub fn validate(&self, sample: Option<&Sample>) -> Result<Validation, ModelError> {
+        validate::validate(&self.name, &self.schema, self.spare.lock().as_mut(), sample)
+    }
+
+    /// The name that requests and routes use.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which load of this name it is, from 1.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// SHA-256 of the file's bytes, hex; empty for a model that came from no file.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// What it takes and gives.
+    #[must_use]
+    pub fn schema(&self) -> &ModelSchema {
+        &self.schema
+    }
+
+    /// The scorer of one score thread. Each thread uses its own, so the lock is never waited for.
+    pub fn scorer(&self, thread: usize) -> MutexGuard<'_, Box<dyn Scorer>> {
+        self.scorers[thread].lock()
+    }
+}
+
+impl fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedModel").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+    }
+}

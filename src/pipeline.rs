@@ -1,0 +1,403 @@
+//! Read me first: the whole line of a worker, front to back.
+//!
+//! ```text
+//! source ── Message ──► decode ── Chunk ──► engine ── ScoredBatch ──► encode ── Reply ──► sink: one transaction of
+//!                                              │                                          replies and positions
+//!                            source thread ◄───┴───► score threads ──► transaction thread
+//! ```
+//! [`Worker::start`] loads the models and starts the threads; [`Worker::wait`] returns when they have ended. A shard is
+//! a source thread (consume, decode, submit) and a transaction thread (encode, produce, commit), joined by one queue.
+//! Backpressure is a full queue or a full worker: the source is paused, and polled all the same, so that the group
+//! knows it is alive.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use crate::admin::{self, Health};
+use crate::batch::BatchPolicy;
+use crate::client::{BrokerWatch, ClientSettings, GroupMember};
+use crate::clock::{self, Stop};
+use crate::config::{self, Config, Model};
+use crate::decode::{Decoded, Received, RouteDecoder};
+use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, ModelSpec};
+use crate::metrics::Metrics;
+use crate::model::{ModelError, ModelType};
+use crate::record::{AssignedPartition, Chunk, Message, ModelId, PartitionId, ScoredBatch};
+use crate::score::{Submitter, SubmitterId};
+use crate::sink::inbox::{Event, Inbox};
+use crate::sink::kafka::{KafkaSink, ReplyRoute, SinkError};
+use crate::source::kafka::{GroupListener, KafkaSource, SourceError};
+
+/// Most records that one poll hands on.
+const CHUNK_RECORDS_MAX: usize = 512;
+/// How long a poll waits for the first record.
+const POLL_WAIT: Duration = Duration::from_millis(100);
+/// How long a poll waits while the source is paused: then it looks again whether there is room.
+const PAUSED_WAIT: Duration = Duration::from_millis(2);
+/// What librdkafka may take to close, past the drain's own bound.
+const CLOSE_BOUND: Duration = Duration::from_secs(5);
+
+/// How a worker ended when it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything received was answered and committed.
+    Drained,
+    /// The bound ran out first. What was not committed is another worker's to score.
+    CutShort {
+        /// Records received and not committed.
+        unanswered: usize,
+    },
+}
+
+/// Why a worker could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The engine's threads.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A model that must not be scored.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The admin port.
+    #[error("admin.listen: cannot listen on {0}: {1}")]
+    Admin(SocketAddr, std::io::Error),
+    /// A thread that the system refused.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// Another worker runs under the same name.
+    #[error("fenced: {0}")]
+    Fenced(String),
+    /// Nothing that waiting would mend.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<SourceError> for WorkerError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Fenced => Self::Fenced(error.to_string()),
+            SourceError::Fatal(reason) => Self::Failed(reason),
+        }
+    }
+}
+
+impl From<SinkError> for WorkerError {
+    fn from(error: SinkError) -> Self {
+        match error {
+            SinkError::Fenced(_) => Self::Fenced(error.to_string()),
+            SinkError::Fatal(reason) => Self::Failed(reason),
+        }
+    }
+}
+
+/// A running worker.
+pub struct Worker {
+    engine: Arc<InferenceEngine>,
+    health: Arc<Health>,
+    stop: Arc<Stop>,
+    admin: SocketAddr,
+    shard: JoinHandle<Result<Ended, WorkerError>>,
+}
+
+impl Worker {
+    /// Loads the models, opens the admin port and joins the group. The worker runs until `stop` is requested.
+    ///
+    /// # Errors
+    /// [`WorkerError`] for what is wrong before the first record. A broker that is away is no error: it is waited for.
+    pub fn start(config: &Config, stop: Arc<Stop>) -> Result<Self, WorkerError> {
+        let metrics = Arc::new(Metrics::new());
+        let health = Arc::new(Health::default());
+        health.not_ready("producer", "starting");
+        health.not_ready("group", "no partitions were assigned yet");
+        let engine = Arc::new(InferenceEngine::with_metrics(engine_config(config), Arc::clone(&metrics))?);
+        let mut models = Vec::new();
+        for model in &config.models {
+            let id = engine.load_spec(&spec(model))?;
+            if let Some(loaded) = engine.model(id) {
+                let (kind, sha256) = (loaded.schema().model_type, loaded.sha256());
+                tracing::info!(model = model.name, %kind, sha256, features = loaded.schema().width(), "loaded");
+            }
+            models.push(id);
+        }
+        let admin = admin::serve(config.admin.listen, Arc::clone(&health), Arc::clone(&engine));
+        let admin = admin.map_err(|error| WorkerError::Admin(config.admin.listen, error))?;
+        tracing::info!(instance = config.instance, group = config.kafka.group, %admin, "started");
+        let shard = Shard::new(config, &models, &engine, &health, &stop);
+        let shard = Builder::new().name("forebay-source-0".to_owned()).spawn(move || shard.run())?;
+        Ok(Self { engine, health, stop, admin, shard })
+    }
+
+    /// The engine that scores.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<InferenceEngine> {
+        &self.engine
+    }
+
+    /// What is not ready, a line each; empty when the worker does its work.
+    #[must_use]
+    pub fn not_ready(&self) -> String {
+        self.health.reasons()
+    }
+
+    /// Where the admin port listens.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// [`WorkerError`] when it ended by itself.
+    pub fn wait(self) -> Result<Ended, WorkerError> {
+        let mut overdue_since = None;
+        while !self.shard.is_finished() {
+            std::thread::sleep(Duration::from_millis(20));
+            if self.stop.overdue() {
+                let since = *overdue_since.get_or_insert_with(clock::now);
+                if clock::now() - since > CLOSE_BOUND {
+                    // librdkafka hangs in its close; the process ends without it.
+                    return Ok(Ended::CutShort { unanswered: 0 });
+                }
+            }
+        }
+        let ended = self.shard.join().unwrap_or_else(|_| Err(WorkerError::Failed("the source thread panicked".to_owned())));
+        if ended.is_err() {
+            self.health.died();
+        }
+        if let Ok(Ended::Drained) = ended {
+            self.engine.shutdown();
+        }
+        ended
+    }
+}
+
+fn engine_config(config: &Config) -> InferenceEngineConfig {
+    InferenceEngineConfig {
+        num_threads: config.engine.num_threads.map_or(0, |threads| threads.get() as usize),
+        pin: config.engine.pin.clone(),
+        ..InferenceEngineConfig::default()
+    }
+}
+
+fn spec(model: &Model) -> ModelSpec {
+    ModelSpec {
+        name: model.name.clone(),
+        path: model.path.clone(),
+        model_type: match model.kind {
+            config::ModelType::Auto => None,
+            config::ModelType::Lightgbm => Some(ModelType::LightGbm),
+        },
+        sha256: model.sha256,
+        batch: BatchPolicy {
+            batch_size_max: model.batch.batch_size_max,
+            queue_delay_max: model.batch.queue_delay_max,
+            priority_levels: model.batch.priority_levels,
+            queue_depth_max: model.batch.queue_depth_max,
+        },
+        priority_default: model.batch.priority_default,
+        timeout: model.batch.timeout,
+    }
+}
+
+/// One consumer-to-producer line.
+struct Shard {
+    settings: ClientSettings,
+    config: Config,
+    decoders: Vec<(Vec<String>, RouteDecoder)>,
+    engine: Arc<InferenceEngine>,
+    health: Arc<Health>,
+    watch: Arc<BrokerWatch>,
+    stop: Arc<Stop>,
+}
+
+impl Shard {
+    fn new(config: &Config, models: &[ModelId], engine: &Arc<InferenceEngine>, health: &Arc<Health>, stop: &Arc<Stop>) -> Self {
+        let decoders = config.routes.iter().zip(0..).map(|(route, number)| {
+            let decoder = RouteDecoder {
+                route: number,
+                model: Some(models[route.model_index]),
+                reply_topics_allowed: route.reply_topics_allowed.clone(),
+                reply_topic: route.reply_topic.clone(),
+                deadline_from: route.deadline_from,
+                record_bytes_max: route.record_bytes_max.get(),
+                compacted: route.compacted,
+            };
+            (route.input.clone(), decoder)
+        });
+        Self {
+            settings: ClientSettings::new(config, 0),
+            config: config.clone(),
+            decoders: decoders.collect(),
+            engine: Arc::clone(engine),
+            health: Arc::clone(health),
+            watch: Arc::new(BrokerWatch::new(&config.kafka.brokers, Arc::clone(engine.metrics()))),
+            stop: Arc::clone(stop),
+        }
+    }
+
+    /// The source thread: starts the transaction thread, feeds it, and ends after it.
+    fn run(self) -> Result<Ended, WorkerError> {
+        let in_flight_max = self.config.engine.in_flight_max.get() as usize;
+        let (inbox, events) = Inbox::new(in_flight_max + CHUNK_RECORDS_MAX);
+        let submitter = self.engine.register(Arc::new(ShardReturns(Arc::clone(&inbox))));
+        let listener = Arc::new(ShardGroup {
+            inbox: Arc::clone(&inbox),
+            health: Arc::clone(&self.health),
+            revoke_bound: self.config.kafka.drain_timeout,
+        });
+        let topics: Vec<&str> = self.decoders.iter().flat_map(|(topics, _)| topics).map(String::as_str).collect();
+        let mut source = KafkaSource::join(&self.settings, &topics, listener, Arc::clone(&self.watch))?;
+        let sink = self.sink(&inbox, source.consumer());
+        let sink = Builder::new().name("forebay-txn-0".to_owned()).spawn(move || sink.run(events))?;
+
+        let intake = Intake { shard: &self, inbox: &inbox, submitter, in_flight_max };
+        let received = intake.run(&mut source, || sink.is_finished());
+        if received.is_err() {
+            // Nothing more can come: what is finished is committed if the group still lets it, and that is all.
+            self.stop.request(Duration::ZERO);
+        }
+        self.health.not_ready("group", "draining");
+        inbox.send(Event::Drain);
+        source.give_up();
+        while !sink.is_finished() {
+            // The transaction thread needs the group's word for its last commit: the consumer must be polled.
+            source.set_paused(true);
+            let _ = source.recv(CHUNK_RECORDS_MAX, PAUSED_WAIT, |_| {});
+        }
+        let unanswered = sink.join().unwrap_or_else(|_| Err(SinkError::Fatal("the transaction thread panicked".to_owned())));
+        drop(source);
+        received?;
+        match unanswered? {
+            0 => Ok(Ended::Drained),
+            unanswered => Ok(Ended::CutShort { unanswered }),
+        }
+    }
+
+    fn sink(&self, inbox: &Arc<Inbox>, group: Arc<dyn GroupMember>) -> KafkaSink {
+        let routes = self.config.routes.iter();
+        KafkaSink {
+            settings: self.settings.clone(),
+            limits: self.config.kafka.clone(),
+            routes: routes.map(|route| ReplyRoute { topic: route.reply_topic.clone(), metadata: route.reply_metadata }).collect(),
+            inbox: Arc::clone(inbox),
+            group,
+            watch: Arc::clone(&self.watch),
+            health: Arc::clone(&self.health),
+            metrics: Arc::clone(self.engine.metrics()),
+            stop: Arc::clone(&self.stop),
+        }
+    }
+
+    fn decode(&self, message: &Message<'_>, received: Received, chunk: &mut Chunk) {
+        let route = self.decoders.iter().find(|(topics, _)| topics.iter().any(|topic| topic == message.topic));
+        let Some((_, decoder)) = route else { return };
+        match decoder.decode(message, received, &self.engine.catalog(), chunk) {
+            Decoded::Request => {}
+            Decoded::Skipped => self.engine.metrics().records_skipped.inc(),
+        }
+    }
+}
+
+/// The source thread's loop: consume, decode, submit; pause when there is no room.
+struct Intake<'a> {
+    shard: &'a Shard,
+    inbox: &'a Arc<Inbox>,
+    submitter: SubmitterId,
+    in_flight_max: usize,
+}
+
+impl Intake<'_> {
+    /// Until the worker is asked to stop, or the transaction thread has ended.
+    fn run(&self, source: &mut KafkaSource, sink_ended: impl Fn() -> bool) -> Result<(), SourceError> {
+        // What found its level of the queue full waits here, and the source is paused until it is taken.
+        let mut parked: VecDeque<(Arc<Chunk>, usize)> = VecDeque::new();
+        let mut full = false;
+        let mut probed = clock::now();
+        while !sink_ended() {
+            self.submit(&mut parked)?;
+            let stopping = self.shard.stop.requested();
+            if stopping && (self.inbox.in_flight() == 0 || self.shard.stop.overdue()) {
+                return Ok(());
+            }
+            // High mark: the limit; low mark: half of it. A pause throws fetched records away, so it must be rare.
+            let in_flight = self.inbox.in_flight();
+            full = in_flight >= self.in_flight_max || (full && in_flight > self.in_flight_max / 2);
+            let paused = stopping || full || !parked.is_empty();
+            source.set_paused(paused);
+            let wait = if paused { PAUSED_WAIT } else { POLL_WAIT };
+            if let Some(chunk) = self.receive(source, wait, stopping)? {
+                self.inbox.received(&chunk);
+                parked.push_back((chunk, 0));
+                self.submit(&mut parked)?;
+            }
+            let now = clock::now();
+            if self.shard.watch.is_away() && now - probed > Duration::from_secs(1) {
+                source.probe();
+                probed = now;
+            }
+        }
+        Ok(())
+    }
+
+    /// One poll, decoded. Past the stop nothing is taken on: it was not committed, so it is read again by who comes next.
+    fn receive(&self, source: &KafkaSource, wait: Duration, stopping: bool) -> Result<Option<Arc<Chunk>>, SourceError> {
+        let mut chunk = Chunk::default();
+        let mut arrival = None;
+        let count = source.recv(CHUNK_RECORDS_MAX, wait, |message| {
+            if !stopping {
+                let now = || Received { arrived: clock::now(), unix_ms: clock::unix_ms() };
+                self.shard.decode(message, *arrival.get_or_insert_with(now), &mut chunk);
+            }
+        })?;
+        self.shard.engine.metrics().records_received.inc_by(count as u64);
+        Ok((!chunk.requests().is_empty()).then(|| Arc::new(chunk)))
+    }
+
+    /// Submits what is parked, in order, as far as the queues take it.
+    fn submit(&self, parked: &mut VecDeque<(Arc<Chunk>, usize)>) -> Result<(), SourceError> {
+        while let Some((chunk, from)) = parked.front_mut() {
+            let submitted = self.shard.engine.submit(self.submitter, chunk, *from);
+            *from = submitted.map_err(|closed| SourceError::Fatal(closed.to_string()))?;
+            if *from < chunk.requests().len() {
+                break;
+            }
+            parked.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// Hands ended requests to the shard's transaction thread.
+struct ShardReturns(Arc<Inbox>);
+
+impl Submitter for ShardReturns {
+    fn completed(&self, batch: ScoredBatch) {
+        self.0.send(Event::Ended(batch));
+    }
+}
+
+/// Hands the group's word to the shard's transaction thread.
+struct ShardGroup {
+    inbox: Arc<Inbox>,
+    health: Arc<Health>,
+    revoke_bound: Duration,
+}
+
+impl GroupListener for ShardGroup {
+    fn assigned(&self, partitions: Vec<AssignedPartition>) {
+        self.inbox.send(Event::Assigned(partitions));
+        self.health.ready("group");
+    }
+
+    fn revoked(&self, partitions: &[PartitionId]) {
+        self.inbox.revoke(partitions, self.revoke_bound);
+    }
+
+    fn lost(&self, partitions: &[PartitionId]) {
+        self.inbox.lose(partitions);
+    }
+}

@@ -1,0 +1,407 @@
+//! What travels along the line, in the order in which a record becomes each of them: [`Message`] (as received),
+//! [`Request`] in a [`Chunk`] (decoded), [`ScoredBatch`] (as a score thread hands it back), [`Reply`] (encoded).
+//!
+//! Nothing here does I/O or reads a clock. A chunk owns the bytes of all its requests in two arenas (numbers and
+//! text), so that a request costs no allocation of its own; it is built by one thread, then shared and never changed.
+
+use std::fmt;
+use std::num::NonZeroU8;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::model::LoadedModel;
+
+/// How urgent a request is: 1 is the highest level, larger numbers wait longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Priority(NonZeroU8);
+
+impl Priority {
+    /// The level as a priority; `None` for 0, which stands for "the model's default" on the wire.
+    #[must_use]
+    pub const fn new(level: u8) -> Option<Self> {
+        match NonZeroU8::new(level) {
+            Some(level) => Some(Self(level)),
+            None => None,
+        }
+    }
+
+    /// The level, 1 or more.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0.get()
+    }
+}
+
+/// One assignment of one input partition to this worker. The same partition assigned again is a new `PartitionId`, so
+/// that what was read under an earlier assignment can never be mistaken for the present one (the assignment epoch).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId(pub u32);
+
+/// Where a record stands in its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The partition, under its present assignment.
+    pub partition: PartitionId,
+    /// The record's offset (Kafka) or line number (files).
+    pub offset: i64,
+}
+
+/// A partition that was assigned to this worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssignedPartition {
+    /// Its id under this assignment.
+    pub id: PartitionId,
+    /// Its topic.
+    pub topic: String,
+    /// Its number in the topic.
+    pub number: i32,
+    /// The committed position: the next offset to read.
+    pub base: i64,
+}
+
+/// A record as received, borrowed from the source's own memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// The topic it was read from.
+    pub topic: &'a str,
+    /// The partition's number in that topic.
+    pub partition_number: i32,
+    /// Where it stands, for the commit.
+    pub position: Position,
+    /// The record's own timestamp, in milliseconds since the epoch; `None` when it has none.
+    pub timestamp_ms: Option<i64>,
+    /// The record's key.
+    pub key: Option<&'a [u8]>,
+    /// The record's value; `None` is a tombstone.
+    pub payload: Option<&'a [u8]>,
+    /// The headers, in the order of the record. A header may be there without a value.
+    pub headers: &'a [(&'a str, Option<&'a [u8]>)],
+}
+
+/// A model as the engine numbers it: its slot, which stays the same when a new version is swapped in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModelId(pub u32);
+
+/// A piece of a chunk's text arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    len: u32,
+}
+
+/// Why a record gets an error reply instead of scores. The names on the wire are those of [`ErrorCode::as_str`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// The record cannot be read as a request: not JSON, a wrong field, a wrong width.
+    BadRequest,
+    /// No model of that name is loaded.
+    UnknownModel,
+    /// The deadline passed before a score thread took the request.
+    DeadlineExceeded,
+    /// The queue of the request's level was full (library door; a stream source is paused instead).
+    QueueFull,
+    /// The model failed on this record, or answered something that is no finite number.
+    ModelError,
+    /// The record, or its reply, is larger than the limit.
+    TooLarge,
+}
+
+impl ErrorCode {
+    /// Every code, in the order of their documentation.
+    pub const ALL: [Self; 6] = [
+        Self::BadRequest,
+        Self::UnknownModel,
+        Self::DeadlineExceeded,
+        Self::QueueFull,
+        Self::ModelError,
+        Self::TooLarge,
+    ];
+
+    /// The code's name on the wire and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::UnknownModel => "unknown_model",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::QueueFull => "queue_full",
+            Self::ModelError => "model_error",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A record's end without scores: it gets this as its error reply, and its position is done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Reject {
+    /// What kind of failure it is.
+    pub code: ErrorCode,
+    /// What was wrong, where, and what to do about it; goes to the sender.
+    pub message: String,
+}
+
+impl Reject {
+    /// A rejection with its message.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// A record that cannot be read as a request.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::BadRequest, message)
+    }
+}
+
+/// Where the reply goes. Rejections go there too, unless the address itself was the fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplyAddress {
+    /// To the route's own reply topic, partitioned by the key.
+    #[default]
+    Route,
+    /// To the topic (and partition, where given) that the request's headers named and the route allows.
+    Named {
+        /// The topic's name in the chunk's text.
+        topic: Span,
+        /// The partition that the sender waits on.
+        partition: Option<i32>,
+    },
+}
+
+/// The scoring that a readable request asks for.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The model that scores it.
+    pub model: ModelId,
+    /// Number of rows, 1 or more.
+    pub rows: u32,
+    /// Whether the request held a list of rows: its prediction is then a list of lists, even for one row.
+    pub many: bool,
+    /// Its level in the queue.
+    pub priority: Priority,
+    /// When it stops being worth scoring.
+    pub deadline: Option<Instant>,
+    features: Range<usize>,
+}
+
+/// One decoded record: who asked, where the answer goes, and what is to be scored or why not.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Where the record stands in its source.
+    pub position: Position,
+    /// The route (by its index in the config) that the record came in by.
+    pub route: u32,
+    /// When the worker received it.
+    pub arrived: Instant,
+    /// The request's id as JSON text, quotes included; printed into the reply as it stands.
+    pub id_json: Span,
+    /// The record's key; the reply carries the same.
+    pub key: Option<Span>,
+    /// Where the reply goes.
+    pub address: ReplyAddress,
+    /// What is to be scored, or the rejection that is its reply.
+    pub work: Result<Work, Reject>,
+    echo: Range<u32>,
+}
+
+/// A header that the reply carries over from the request, byte for byte.
+#[derive(Clone, Copy, Debug)]
+pub struct EchoHeader {
+    /// The header's name in the reply.
+    pub name: &'static str,
+    /// Its value in the chunk's text.
+    pub value: Span,
+}
+
+/// What one poll of a source brought, decoded: requests, and the arenas that hold their numbers and texts.
+///
+/// Invariant: every span and range of a request lies in this chunk's arenas.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    requests: Vec<Request>,
+    features: Vec<f64>,
+    text: Vec<u8>,
+    echo: Vec<EchoHeader>,
+}
+
+impl Chunk {
+    /// The requests, in the order in which they came.
+    #[must_use]
+    pub fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    /// A request's feature rows, row-major, `work.rows` rows of equal width. A missing value is NaN.
+    #[must_use]
+    pub fn rows(&self, work: &Work) -> &[f64] {
+        &self.features[work.features.clone()]
+    }
+
+    /// The bytes of a span.
+    #[must_use]
+    pub fn bytes(&self, span: Span) -> &[u8] {
+        let start = span.start as usize;
+        &self.text[start..start + span.len as usize]
+    }
+
+    /// The bytes of a span that was written as text.
+    #[must_use]
+    pub fn str(&self, span: Span) -> &str {
+        std::str::from_utf8(self.bytes(span)).unwrap_or_default()
+    }
+
+    /// The headers that a request's reply carries over.
+    #[must_use]
+    pub fn echo(&self, request: &Request) -> &[EchoHeader] {
+        &self.echo[request.echo.start as usize..request.echo.end as usize]
+    }
+
+    // ---- building: one thread, before the chunk is shared ----
+
+    /// The feature arena, to append rows to. A decoder notes `len()` before and calls [`Chunk::work`] after.
+    pub fn features_mut(&mut self) -> &mut Vec<f64> {
+        &mut self.features
+    }
+
+    /// The text arena's length, to give to [`Chunk::span_from`] after bytes were appended through [`Chunk::text_mut`].
+    #[must_use]
+    pub fn text_mark(&self) -> usize {
+        self.text.len()
+    }
+
+    /// The text arena, to append to.
+    pub fn text_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.text
+    }
+
+    /// The span of everything appended since `mark`.
+    ///
+    /// # Panics
+    /// Panics when the arena passes 4 GiB; the source bounds a chunk far below that.
+    #[must_use]
+    pub fn span_from(&self, mark: usize) -> Span {
+        let small = |n: usize| u32::try_from(n).expect("a chunk's text stays below 4 GiB");
+        Span { start: small(mark), len: small(self.text.len() - mark) }
+    }
+
+    /// Copies bytes into the text arena.
+    pub fn push_text(&mut self, bytes: &[u8]) -> Span {
+        let mark = self.text_mark();
+        self.text.extend_from_slice(bytes);
+        self.span_from(mark)
+    }
+
+    /// Adds a header for the reply of the request that is pushed next.
+    pub fn push_echo(&mut self, name: &'static str, value: &[u8]) {
+        let value = self.push_text(value);
+        self.echo.push(EchoHeader { name, value });
+    }
+
+    /// The work of `rows` rows whose values are everything appended to the feature arena since `mark`.
+    ///
+    /// # Panics
+    /// Panics when the values do not divide into `rows` rows.
+    #[must_use]
+    pub fn work(&self, model: ModelId, mark: usize, rows: u32, many: bool, priority: Priority, deadline: Option<Instant>) -> Work {
+        let features = mark..self.features.len();
+        assert!(rows > 0 && features.len().is_multiple_of(rows as usize), "rows of equal width");
+        Work { model, rows, many, priority, deadline, features }
+    }
+
+    /// Adds a request. The headers pushed since the last request are its own.
+    pub fn push(&mut self, request: NewRequest) {
+        let start = self.requests.last().map_or(0, |last| last.echo.end);
+        let end = u32::try_from(self.echo.len()).expect("a chunk holds far fewer headers than 2^32");
+        let NewRequest { position, route, arrived, id_json, key, address, work } = request;
+        self.requests.push(Request { position, route, arrived, id_json, key, address, work, echo: start..end });
+    }
+}
+
+/// A request as a decoder hands it to [`Chunk::push`].
+#[derive(Clone, Debug)]
+pub struct NewRequest {
+    /// See [`Request::position`].
+    pub position: Position,
+    /// See [`Request::route`].
+    pub route: u32,
+    /// See [`Request::arrived`].
+    pub arrived: Instant,
+    /// See [`Request::id_json`].
+    pub id_json: Span,
+    /// See [`Request::key`].
+    pub key: Option<Span>,
+    /// See [`Request::address`].
+    pub address: ReplyAddress,
+    /// See [`Request::work`].
+    pub work: Result<Work, Reject>,
+}
+
+/// A request in its shared chunk: what the queue holds and what a scored batch refers to.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    /// The chunk.
+    pub chunk: Arc<Chunk>,
+    /// The request's index in it.
+    pub index: u32,
+}
+
+impl Ticket {
+    /// The request itself.
+    #[must_use]
+    pub fn request(&self) -> &Request {
+        &self.chunk.requests[self.index as usize]
+    }
+}
+
+/// A batch as a score thread hands it back to the shard that submitted its requests.
+#[derive(Debug)]
+pub struct ScoredBatch {
+    /// The requests, in batch order.
+    pub tickets: Vec<Ticket>,
+    /// For each ticket its first row in `scores`, or why it has none.
+    pub outcomes: Vec<Result<usize, Reject>>,
+    /// Scores, row-major: `outputs` numbers a row.
+    pub scores: Vec<f64>,
+    /// Numbers a row.
+    pub outputs: usize,
+    /// The model version that scored it; `None` when no model was asked (expired requests).
+    pub model: Option<Arc<LoadedModel>>,
+    /// Rows of the whole batch, other shards' included.
+    pub batch_size: u32,
+    /// When a score thread took the batch.
+    pub started: Instant,
+    /// How long the model took.
+    pub inference: Duration,
+}
+
+impl ScoredBatch {
+    /// The scores of a ticket, or its rejection.
+    ///
+    /// # Errors
+    /// The rejection that is the ticket's reply.
+    pub fn scores_of(&self, ticket: usize) -> Result<&[f64], &Reject> {
+        let first = *self.outcomes[ticket].as_ref()?;
+        let rows = self.tickets[ticket].request().work.as_ref().map_or(0, |work| work.rows as usize);
+        Ok(&self.scores[first * self.outputs..(first + rows) * self.outputs])
+    }
+}
+
+/// An encoded reply. Its key, headers and address are read from the request when it is produced.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The request it answers.
+    pub ticket: Ticket,
+    /// The reply's value.
+    pub payload: Bytes,
+    /// What kind of error it is, when it is one.
+    pub error: Option<ErrorCode>,
+}

@@ -1,0 +1,584 @@
+//! The transaction thread: replies in, transactions out, each with the positions of the records that it answers.
+//!
+//! Invariants:
+//! 1. A reply becomes visible if and only if its record's position is committed: both are in one transaction.
+//! 2. Of each partition only the contiguous finished run is committed, so a position never passes an unanswered record.
+//! 3. The group's metadata is taken first, then it is checked that no partition was given up meanwhile, then the
+//!    positions are sent. A member that was replaced is so refused by the broker, one that knows it refrains.
+//! 4. After any error the producer is dropped and made anew (an old EndTxn may still be under way and would end the
+//!    next transaction), and the committed positions are read back: they say what truly committed. Scores in memory
+//!    are sent again, not computed again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::inbox::{Event, Inbox};
+use super::producer::{Outgoing, TransactionError, TransactionalProducer};
+use crate::admin::Health;
+use crate::client::{BrokerWatch, ClientSettings, GroupMember, TRANSACTION_TIMEOUT};
+use crate::clock::{self, Stop};
+use crate::commit::{Finish, Tracker};
+use crate::config::{Kafka, ReplyMetadata};
+use crate::encode::Encoder;
+use crate::metrics::Metrics;
+use crate::record::{AssignedPartition, ErrorCode, PartitionId, Reject, Reply, ReplyAddress, Request, ScoredBatch, Ticket};
+
+/// The longest wait for one of librdkafka's calls; past it the producer is recycled.
+const CALL_BOUND: Duration = Duration::from_secs(8);
+/// How long the thread sleeps while nothing comes.
+const IDLE: Duration = Duration::from_millis(250);
+/// Fewer records than this, right after another transaction, are flushed before the commit: 13 slow cycles in 1,000
+/// instead of 90.
+const FLUSH_FIRST_BELOW: usize = 1000;
+/// Producers that may be made anew in a minute for errors that are nobody's connection.
+const RECYCLES_A_MINUTE: usize = 5;
+
+/// Why the transaction thread ended before it was asked to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SinkError {
+    /// Another worker has this worker's transactional id.
+    #[error("another worker runs with the same `instance` (transactional.id {0}); it must be unique among running workers")]
+    Fenced(String),
+    /// Nothing that waiting would mend.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Where a route's replies go, and what is in them.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplyRoute {
+    pub(crate) topic: String,
+    pub(crate) metadata: ReplyMetadata,
+}
+
+/// All that a transaction thread is made of.
+pub(crate) struct KafkaSink {
+    pub(crate) settings: ClientSettings,
+    pub(crate) limits: Kafka,
+    pub(crate) routes: Vec<ReplyRoute>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) group: Arc<dyn GroupMember>,
+    pub(crate) watch: Arc<BrokerWatch>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stop: Arc<Stop>,
+}
+
+impl KafkaSink {
+    /// Runs until it is drained. Returns how many records were left unanswered.
+    pub(crate) fn run(self, events: Receiver<Event>) -> Result<usize, SinkError> {
+        let mut thread = Transactions {
+            sink: self,
+            events,
+            encoder: Encoder::default(),
+            partitions: BTreeMap::new(),
+            topics: HashMap::new(),
+            draining: false,
+            replies: Vec::new(),
+            recycles: Vec::new(),
+            last_begin: None,
+            last_end: None,
+        };
+        thread.run()
+    }
+}
+
+/// A reply that waits for its transaction.
+#[derive(Debug)]
+struct Pending {
+    reply: Reply,
+    /// Its own address was refused: it goes to the route's topic.
+    to_route: bool,
+    /// It was refused there too, and is counted instead of sent.
+    dropped: bool,
+}
+
+impl Pending {
+    fn new(reply: Reply) -> Self {
+        Self { reply, to_route: false, dropped: false }
+    }
+
+    fn address(&self) -> ReplyAddress {
+        if self.to_route { ReplyAddress::Route } else { self.reply.ticket.request().address }
+    }
+}
+
+struct Partition {
+    topic: String,
+    number: i32,
+    tracker: Tracker<Pending>,
+}
+
+/// What a transaction takes: of each partition the first `n` of its run.
+type Take = Vec<(PartitionId, usize)>;
+
+struct Transactions {
+    sink: KafkaSink,
+    events: Receiver<Event>,
+    encoder: Encoder,
+    partitions: BTreeMap<PartitionId, Partition>,
+    /// Partitions of the topics that requests named, and when that was asked.
+    topics: HashMap<String, (Option<i32>, Instant)>,
+    draining: bool,
+    replies: Vec<Reply>,
+    recycles: Vec<Instant>,
+    last_begin: Option<Instant>,
+    last_end: Option<Instant>,
+}
+
+impl Transactions {
+    fn run(&mut self) -> Result<usize, SinkError> {
+        let Some(mut producer) = self.connect()? else { return Ok(self.in_flight()) };
+        if !self.reply_topics_exist(&producer) {
+            return Ok(self.in_flight());
+        }
+        self.sink.health.ready("producer");
+        loop {
+            let wait = self.wait();
+            self.gather(wait);
+            if self.has_run() && self.wait().is_zero() {
+                producer = match self.transact(producer)? {
+                    Some(producer) => producer,
+                    None => return Ok(self.in_flight()),
+                };
+            }
+            let finished = self.draining && self.in_flight() == 0;
+            if finished || self.sink.stop.overdue() {
+                return Ok(self.in_flight());
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.partitions.values().map(|partition| partition.tracker.len()).sum()
+    }
+
+    fn has_run(&self) -> bool {
+        self.partitions.values().any(|partition| partition.tracker.run_len() > 0)
+    }
+
+    /// How long to wait for events: until the next transaction is due, or idly.
+    fn wait(&self) -> Duration {
+        if !self.has_run() {
+            return IDLE;
+        }
+        let due = self.last_begin.map(|begin| begin + self.sink.limits.commit_interval);
+        due.map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()))
+    }
+
+    // ---- events ----
+
+    fn gather(&mut self, wait: Duration) {
+        if let Ok(event) = self.events.recv_timeout(wait) {
+            self.handle(event);
+        }
+        while let Ok(event) = self.events.try_recv() {
+            self.handle(event);
+        }
+        self.sink.metrics.records_in_flight.set(i64::try_from(self.sink.inbox.in_flight()).unwrap_or(i64::MAX));
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Assigned(assigned) => self.assigned(assigned),
+            Event::Revoked { partitions, done } => {
+                self.forget(&partitions);
+                // Who waited longer than its bound has gone on already.
+                let _ = done.send(());
+            }
+            Event::Lost(partitions) => self.forget(&partitions),
+            Event::Received(chunk) => {
+                for (request, index) in chunk.requests().iter().zip(0..) {
+                    if let Some(partition) = self.partitions.get_mut(&request.position.partition) {
+                        partition.tracker.deliver(request.position.offset);
+                    }
+                    if let Err(reject) = &request.work {
+                        self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
+                        let ticket = Ticket { chunk: Arc::clone(&chunk), index };
+                        let reply = self.encoder.encode_reject(ticket, reject);
+                        self.finish(reply);
+                    }
+                }
+            }
+            Event::Ended(batch) => self.ended(batch),
+            Event::Drain => self.draining = true,
+        }
+    }
+
+    fn assigned(&mut self, assigned: Vec<AssignedPartition>) {
+        for AssignedPartition { id, topic, number, base } in assigned {
+            self.partitions.insert(id, Partition { topic, number, tracker: Tracker::new(base) });
+        }
+        self.count_partitions();
+    }
+
+    /// What these partitions have in flight is another member's to score again.
+    fn forget(&mut self, partitions: &[PartitionId]) {
+        for id in partitions {
+            if let Some(gone) = self.partitions.remove(id) {
+                self.sink.inbox.release(gone.tracker.len());
+            }
+        }
+        self.count_partitions();
+    }
+
+    fn count_partitions(&self) {
+        self.sink.metrics.rebalances.inc();
+        self.sink.metrics.partitions_assigned.set(i64::try_from(self.partitions.len()).unwrap_or(i64::MAX));
+    }
+
+    fn ended(&mut self, batch: ScoredBatch) {
+        let mut replies = std::mem::take(&mut self.replies);
+        let routes = &self.sink.routes;
+        self.encoder.encode_batch(batch, |route| routes[route as usize].metadata, &mut replies);
+        for reply in replies.drain(..) {
+            self.finish(reply);
+        }
+        self.replies = replies;
+    }
+
+    fn finish(&mut self, reply: Reply) {
+        let position = reply.ticket.request().position;
+        let Some(partition) = self.partitions.get_mut(&position.partition) else { return };
+        if partition.tracker.finish(position.offset, Pending::new(reply)) != Finish::Accepted {
+            tracing::error!(topic = partition.topic, offset = position.offset, "a record ended twice; the first end counts");
+        }
+    }
+
+    // ---- one transaction ----
+
+    /// Sends what is finished. Gives back the producer, a new one after a failure, or none when the worker stops.
+    fn transact(&mut self, producer: TransactionalProducer) -> Result<Option<TransactionalProducer>, SinkError> {
+        let take = self.take();
+        let begin = clock::now();
+        let back_to_back = self.last_end.is_some_and(|end| begin.saturating_duration_since(end) < IDLE / 10);
+        self.last_begin = Some(begin);
+        let done = self.check_addresses(&producer, &take).and_then(|()| self.try_transact(&producer, &take, back_to_back));
+        let end = clock::now();
+        self.last_end = Some(end);
+        let records: usize = take.iter().map(|(_, n)| n).sum();
+        match done {
+            Ok(()) => {
+                for (id, n) in take {
+                    if let Some(partition) = self.partitions.get_mut(&id) {
+                        partition.tracker.commit(n);
+                    }
+                }
+                self.sink.inbox.release(records);
+                self.sink.watch.back();
+                self.sink.metrics.commits.inc();
+                self.sink.metrics.commit_records.observe(records as f64);
+                self.sink.metrics.commit_seconds.observe((end - begin).as_secs_f64());
+                Ok(Some(producer))
+            }
+            Err(error) => {
+                self.sink.metrics.transactions_aborted.inc();
+                self.after_error(&error, &take, end - begin)?;
+                producer.abort(Duration::from_secs(2));
+                drop(producer);
+                self.recycle()
+            }
+        }
+    }
+
+    fn try_transact(&self, producer: &TransactionalProducer, take: &Take, back_to_back: bool) -> Result<(), TransactionError> {
+        let losses = self.sink.inbox.losses();
+        fail::fail_point!("sink::begin");
+        producer.begin()?;
+        let mut positions = TopicPartitionList::new();
+        let mut index = 0;
+        for (id, n) in take {
+            let partition = &self.partitions[id];
+            for (_, pending) in partition.tracker.run().take(*n) {
+                self.send(producer, pending, index)?;
+                index += 1;
+            }
+            let position = Offset::Offset(partition.tracker.position_after(*n));
+            let added = positions.add_partition_offset(&partition.topic, partition.number, position);
+            added.map_err(|error| TransactionError::Failed(error.to_string()))?;
+        }
+        fail::fail_point!("sink::produced");
+        if back_to_back && index < FLUSH_FIRST_BELOW {
+            producer.flush(CALL_BOUND)?;
+        }
+        fail::fail_point!("sink::flushed");
+        let group = self.sink.group.metadata();
+        let group = group.ok_or_else(|| TransactionError::Failed("the consumer has left its group".to_owned()))?;
+        if self.sink.inbox.losses() != losses {
+            return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
+        }
+        producer.send_offsets(&positions, &group, CALL_BOUND)?;
+        fail::fail_point!("sink::positions_sent");
+        producer.commit(CALL_BOUND)?;
+        fail::fail_point!("sink::committed");
+        Ok(())
+    }
+
+    /// Lowest offsets first, partitions in turn, as many as one transaction may hold.
+    fn take(&self) -> Take {
+        let mut records = self.sink.limits.commit_records_max.get() as usize;
+        let mut bytes = self.sink.limits.commit_bytes_max.get();
+        let mut take = Take::new();
+        for (id, partition) in &self.partitions {
+            let mut n = 0;
+            for (_, pending) in partition.tracker.run().take(records) {
+                // The first reply goes out whatever its size, else it would wait for ever.
+                if pending.reply.payload.len() > bytes && !(take.is_empty() && n == 0) {
+                    break;
+                }
+                bytes = bytes.saturating_sub(pending.reply.payload.len());
+                n += 1;
+            }
+            records -= n;
+            if n > 0 {
+                take.push((*id, n));
+            }
+        }
+        take
+    }
+
+    fn send(&self, producer: &TransactionalProducer, pending: &Pending, index: usize) -> Result<(), TransactionError> {
+        if pending.dropped || drops_a_reply() {
+            return Ok(());
+        }
+        let Ticket { chunk, .. } = &pending.reply.ticket;
+        let request = pending.reply.ticket.request();
+        let (topic, partition) = match pending.address() {
+            ReplyAddress::Route => (self.sink.routes[request.route as usize].topic.as_str(), None),
+            ReplyAddress::Named { topic, partition } => (chunk.str(topic), partition),
+        };
+        let outgoing = || Outgoing {
+            topic,
+            partition,
+            key: request.key.map(|key| chunk.bytes(key)),
+            payload: &pending.reply.payload,
+            headers: headers(&pending.reply, request),
+            index,
+        };
+        if doubles_a_reply() {
+            producer.send(outgoing())?;
+        }
+        producer.send(outgoing())
+    }
+
+    // ---- replies that cannot go where they are addressed ----
+
+    /// Before a transaction: the topics and partitions that requests named exist, or their replies go to the route.
+    fn check_addresses(&mut self, producer: &TransactionalProducer, take: &Take) -> Result<(), TransactionError> {
+        let mut refused = Vec::new();
+        for (id, n) in take {
+            for (offset, pending) in self.partitions[id].tracker.run().take(*n) {
+                let ReplyAddress::Named { topic, partition } = pending.address() else { continue };
+                let topic = pending.reply.ticket.chunk.str(topic);
+                let count = match self.topics.get(topic) {
+                    Some((count, asked)) if clock::now() - *asked < Duration::from_secs(30) => *count,
+                    _ => {
+                        let count = producer.partitions_of(topic, CALL_BOUND)?;
+                        self.topics.insert(topic.to_owned(), (count, clock::now()));
+                        count
+                    }
+                };
+                let wrong = match (count, partition) {
+                    (None, _) => format!("the reply topic {topic} does not exist"),
+                    (Some(count), Some(wanted)) if wanted < 0 || wanted >= count => {
+                        format!("the reply topic {topic} has {count} partitions, not one of number {wanted}")
+                    }
+                    _ => continue,
+                };
+                refused.push((*id, offset, wrong));
+            }
+        }
+        for (id, offset, wrong) in refused {
+            self.readdress(id, offset, &Reject::bad_request(wrong));
+        }
+        Ok(())
+    }
+
+    /// Puts a small error reply to the route's own topic in the place of one that was refused.
+    fn readdress(&mut self, id: PartitionId, offset: i64, reject: &Reject) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let Some((_, old)) = partition.tracker.run().find(|(at, _)| *at == offset) else { return };
+        let was_error_on_route = old.reply.error.is_some() && matches!(old.address(), ReplyAddress::Route);
+        let reply = self.encoder.encode_reject(old.reply.ticket.clone(), reject);
+        self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
+        if was_error_on_route {
+            tracing::error!(topic = partition.topic, offset, "even the error reply was refused; the record is dropped");
+            self.sink.metrics.replies_dropped.inc();
+        }
+        partition.tracker.replace(offset, Pending { reply, to_route: true, dropped: was_error_on_route });
+    }
+
+    /// The broker refused some replies for good.
+    fn refused(&mut self, take: &Take, refused: &[(usize, RDKafkaErrorCode)]) {
+        let mut places = Vec::new();
+        for (id, n) in take {
+            places.extend(self.partitions[id].tracker.run().take(*n).map(|(offset, _)| (*id, offset)));
+        }
+        for (index, code) in refused {
+            let Some(&(id, offset)) = places.get(*index) else { continue };
+            let at_route = self.partitions[&id].tracker.run().find(|(at, _)| *at == offset);
+            let at_route = at_route.is_some_and(|(_, pending)| matches!(pending.address(), ReplyAddress::Route));
+            let is_size = matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge);
+            if at_route && !is_size {
+                // The route's own topic is gone or closed to us: that is the operator's to mend, not the sender's fault.
+                self.sink.health.not_ready("producer", &format!("the route's reply topic refuses replies: {code}"));
+                tracing::error!(%code, "the route's own reply topic refuses replies; trying again every second");
+                std::thread::sleep(Duration::from_secs(1));
+                return;
+            }
+            let kind = if is_size { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+            self.readdress(id, offset, &Reject::new(kind, format!("the reply was refused by the broker: {code}")));
+        }
+    }
+
+    // ---- after an error ----
+
+    fn after_error(&mut self, error: &TransactionError, take: &Take, took: Duration) -> Result<(), SinkError> {
+        match error {
+            // After a stall past the transaction's timeout the broker fenced this producer itself; else somebody did.
+            TransactionError::Fenced(_) if took < TRANSACTION_TIMEOUT => {
+                Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()))
+            }
+            TransactionError::Refused(refused) => {
+                self.refused(take, refused);
+                Ok(())
+            }
+            TransactionError::Connection(reason) | TransactionError::Fenced(reason) => {
+                if !self.sink.watch.is_away() {
+                    tracing::warn!(reason, "a transaction was given up; its replies are sent again");
+                }
+                Ok(())
+            }
+            TransactionError::Failed(reason) => {
+                tracing::warn!(reason, "a transaction failed; its replies are sent again");
+                let now = clock::now();
+                self.recycles.retain(|at| now - *at < Duration::from_secs(60));
+                self.recycles.push(now);
+                if self.recycles.len() > RECYCLES_A_MINUTE {
+                    return Err(SinkError::Fatal(format!("transactions fail again and again; the last time: {reason}")));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn recycle(&mut self) -> Result<Option<TransactionalProducer>, SinkError> {
+        self.sink.metrics.producers_recycled.inc();
+        let Some(producer) = self.connect()? else { return Ok(None) };
+        // Partitions may have come and gone while the producer was made.
+        self.gather(Duration::ZERO);
+        let done = self.read_back()?;
+        self.sink.health.ready("producer");
+        Ok(done.then_some(producer))
+    }
+
+    /// A producer whose predecessors are fenced and their transactions ended. `None` when the worker stops meanwhile.
+    fn connect(&mut self) -> Result<Option<TransactionalProducer>, SinkError> {
+        let settings = self.sink.settings.producer();
+        let producer = TransactionalProducer::new(&settings, Arc::clone(&self.sink.watch));
+        let producer = producer.map_err(SinkError::Fatal)?;
+        loop {
+            match producer.init(CALL_BOUND) {
+                Ok(()) => {
+                    self.sink.watch.back();
+                    return Ok(Some(producer));
+                }
+                Err(TransactionError::Fenced(_)) => {
+                    return Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()));
+                }
+                Err(TransactionError::Failed(reason)) => {
+                    let id = self.sink.settings.transactional_id();
+                    return Err(SinkError::Fatal(format!("cannot use transactional.id {id}: {reason}")));
+                }
+                Err(error) => {
+                    if self.sink.stop.overdue() || (self.sink.stop.requested() && self.sink.inbox.in_flight() == 0) {
+                        return Ok(None);
+                    }
+                    self.sink.health.not_ready("producer", &error.to_string());
+                    self.sink.watch.gone(&error.to_string());
+                }
+            }
+        }
+    }
+
+    /// The route's own topics must be there before anything is scored for them. `false`: the worker stops meanwhile.
+    fn reply_topics_exist(&mut self, producer: &TransactionalProducer) -> bool {
+        let mut said = false;
+        let topics: Vec<String> = self.sink.routes.iter().map(|route| route.topic.clone()).collect();
+        for topic in topics {
+            while !matches!(producer.partitions_of(&topic, CALL_BOUND), Ok(Some(_))) {
+                if self.sink.stop.requested() {
+                    return false;
+                }
+                self.sink.health.not_ready("producer", &format!("the reply topic {topic} does not exist"));
+                if !said && !self.sink.watch.is_away() {
+                    tracing::error!(topic, "the route's reply topic does not exist; waiting for it to be created");
+                    said = true;
+                }
+                self.gather(IDLE);
+            }
+        }
+        true
+    }
+
+    /// What the broker says is committed counts. `false`: the worker stops meanwhile.
+    fn read_back(&mut self) -> Result<bool, SinkError> {
+        let mut asked = TopicPartitionList::new();
+        for partition in self.partitions.values() {
+            asked.add_partition(&partition.topic, partition.number);
+        }
+        if asked.count() == 0 {
+            return Ok(true);
+        }
+        let committed = loop {
+            match self.sink.group.committed(asked.clone(), Duration::from_secs(5)) {
+                Ok(committed) => break committed,
+                Err(_) if self.sink.stop.overdue() => return Ok(false),
+                Err(error) => tracing::debug!(%error, "reading the committed positions again"),
+            }
+        };
+        for partition in self.partitions.values_mut() {
+            let found = committed.find_partition(&partition.topic, partition.number).map(|found| found.offset());
+            let Some(Offset::Offset(position)) = found else { continue };
+            let done = partition.tracker.committed_to(position);
+            let done = done.map_err(|error| SinkError::Fatal(format!("{}/{}: {error}", partition.topic, partition.number)))?;
+            self.sink.inbox.release(done);
+        }
+        Ok(true)
+    }
+}
+
+/// The headers of a reply: what the request asked to have back, and the code of an error.
+fn headers(reply: &Reply, request: &Request) -> Option<OwnedHeaders> {
+    let chunk = &reply.ticket.chunk;
+    let echo = chunk.echo(request);
+    if echo.is_empty() && reply.error.is_none() {
+        return None;
+    }
+    let mut headers = OwnedHeaders::new_with_capacity(echo.len() + 1);
+    for header in echo {
+        headers = headers.insert(Header { key: header.name, value: Some(chunk.bytes(header.value)) });
+    }
+    if let Some(code) = reply.error {
+        headers = headers.insert(Header { key: "forebay-error", value: Some(code.as_str().as_bytes()) });
+    }
+    Some(headers)
+}
+
+/// A fail point that proves the checkers: they must see a reply that is missing.
+fn drops_a_reply() -> bool {
+    fail::fail_point!("sink::drop_reply", |_| true);
+    false
+}
+
+/// A fail point that proves the checkers: they must see a reply that came twice.
+fn doubles_a_reply() -> bool {
+    fail::fail_point!("sink::double_reply", |_| true);
+    false
+}

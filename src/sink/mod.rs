@@ -1,0 +1,9 @@
+//! Where replies go, and where the positions of their records are committed with them.
+
+#[cfg(feature = "kafka")]
+pub(crate) mod inbox;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+pub mod lines;
+#[cfg(feature = "kafka")]
+mod producer;

@@ -1,0 +1,244 @@
+//! One transactional producer: librdkafka's calls, each bounded, each error with its fate.
+//!
+//! rdkafka's own `commit_transaction` flushes in slices of 100 ms. Here delivery reports are served by a thread of the
+//! producer, so librdkafka's flush and commit are called directly, which makes a cycle of 3 ms.
+#![allow(unsafe_code, reason = "librdkafka's flush and commit are called directly")]
+
+use std::ffi::CStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, TopicPartitionList};
+use rdkafka_sys::types::RDKafkaRespErr;
+
+use crate::client::{self, BrokerWatch, is_connection};
+
+/// What a failed call of a transaction means for what comes next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TransactionError {
+    /// Another producer has this transactional id now.
+    #[error("{0}")]
+    Fenced(String),
+    /// The broker refused these replies for good (by their index in the transaction): the rest can go out without them.
+    #[error("{} replies were refused", .0.len())]
+    Refused(Vec<(usize, RDKafkaErrorCode)>),
+    /// The connection failed or a bound ran out: what became of the transaction is not known.
+    #[error("{0}")]
+    Connection(String),
+    /// Anything else, and every error that asks for an abort.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A reply as the producer takes it.
+pub(super) struct Outgoing<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: Option<i32>,
+    pub(super) key: Option<&'a [u8]>,
+    pub(super) payload: &'a [u8],
+    pub(super) headers: Option<OwnedHeaders>,
+    /// Its index in the transaction, for the delivery report.
+    pub(super) index: usize,
+}
+
+/// A producer with a transactional id.
+pub(super) struct TransactionalProducer {
+    producer: ThreadedProducer<DeliveryReports>,
+    reports: Arc<Mutex<Vec<(usize, RDKafkaErrorCode)>>>,
+}
+
+impl TransactionalProducer {
+    pub(super) fn new(settings: &ClientConfig, watch: Arc<BrokerWatch>) -> Result<Self, String> {
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let context = DeliveryReports { reports: Arc::clone(&reports), watch };
+        let producer = ThreadedProducer::from_config_and_context(settings, context);
+        let producer = producer.map_err(|error| format!("kafka.client: {error}"))?;
+        Ok(Self { producer, reports })
+    }
+
+    /// Fences earlier producers of this id and ends their transaction. May be called again after a failure.
+    pub(super) fn init(&self, bound: Duration) -> Result<(), TransactionError> {
+        self.producer.init_transactions(bound).map_err(|error| self.fate(error))
+    }
+
+    pub(super) fn begin(&self) -> Result<(), TransactionError> {
+        self.reports.lock().clear();
+        self.producer.begin_transaction().map_err(|error| self.fate(error))
+    }
+
+    /// Hands a reply to librdkafka. A full local queue is waited for.
+    pub(super) fn send(&self, outgoing: Outgoing<'_>) -> Result<(), TransactionError> {
+        let Outgoing { topic, partition, key, payload, headers, index } = outgoing;
+        let timestamp = None;
+        let mut record = BaseRecord { topic, partition, payload: Some(payload), key, timestamp, headers, delivery_opaque: index };
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                    record = back;
+                    // The queue empties by the broker's answers; librdkafka has no call that waits for just that.
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                Err((KafkaError::MessageProduction(code), _)) if is_definite(code) => {
+                    return Err(TransactionError::Refused(vec![(index, code)]));
+                }
+                Err((error, _)) => return Err(self.fate(error)),
+            }
+        }
+    }
+
+    /// Waits until every reply is acknowledged or refused.
+    pub(super) fn flush(&self, bound: Duration) -> Result<(), TransactionError> {
+        // SAFETY: the client is alive; delivery reports are served by the producer's own thread.
+        let done = unsafe { rdkafka_sys::rd_kafka_flush(self.producer.client().native_ptr(), millis(bound)) };
+        if done != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(TransactionError::Connection(format!("replies were not acknowledged within {bound:?}")));
+        }
+        self.refused()
+    }
+
+    pub(super) fn send_offsets(
+        &self,
+        positions: &TopicPartitionList,
+        group: &ConsumerGroupMetadata,
+        bound: Duration,
+    ) -> Result<(), TransactionError> {
+        let sent = self.producer.send_offsets_to_transaction(positions, group, bound);
+        sent.map_err(|error| self.fate(error))
+    }
+
+    pub(super) fn commit(&self, bound: Duration) -> Result<(), TransactionError> {
+        // SAFETY: the client is alive.
+        let error = unsafe {
+            rdkafka_sys::rd_kafka_commit_transaction(self.producer.client().native_ptr(), millis(bound))
+        };
+        let Some(error) = NativeError::take(error) else { return Ok(()) };
+        self.refused()?;
+        Err(error.fate())
+    }
+
+    /// Ends the open transaction without a trace. Its failure says nothing new: the producer is dropped after it.
+    pub(super) fn abort(&self, bound: Duration) {
+        if let Err(error) = self.producer.abort_transaction(bound) {
+            tracing::debug!(%error, "the abort failed; the broker will end the transaction");
+        }
+    }
+
+    /// How many partitions a topic has; `None` when there is no such topic.
+    pub(super) fn partitions_of(&self, topic: &str, bound: Duration) -> Result<Option<i32>, TransactionError> {
+        let metadata = self.producer.client().fetch_metadata(Some(topic), bound);
+        let metadata = metadata.map_err(|error| TransactionError::Connection(error.to_string()))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+        Ok(found.map(|found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)).filter(|&count| count > 0))
+    }
+
+    fn refused(&self) -> Result<(), TransactionError> {
+        let reports = std::mem::take(&mut *self.reports.lock());
+        match reports.first() {
+            None => Ok(()),
+            Some(_) if reports.iter().all(|(_, code)| is_definite(*code)) => Err(TransactionError::Refused(reports)),
+            Some((_, code)) => Err(TransactionError::Connection(format!("a reply was not delivered: {code}"))),
+        }
+    }
+
+    fn fate(&self, error: KafkaError) -> TransactionError {
+        if let Err(refused @ TransactionError::Refused(_)) = self.refused() {
+            return refused;
+        }
+        match error {
+            KafkaError::Transaction(error) => {
+                NativeError { code: error.code(), message: error.string() }.fate()
+            }
+            error => match error.rdkafka_error_code() {
+                Some(code) => NativeError { code, message: error.to_string() }.fate(),
+                None => TransactionError::Failed(error.to_string()),
+            },
+        }
+    }
+}
+
+struct NativeError {
+    code: RDKafkaErrorCode,
+    message: String,
+}
+
+impl NativeError {
+    fn take(error: *mut rdkafka_sys::rd_kafka_error_t) -> Option<Self> {
+        if error.is_null() {
+            return None;
+        }
+        // SAFETY: the error is ours until it is destroyed, which is the last thing done with it.
+        unsafe {
+            let code = RDKafkaErrorCode::from(rdkafka_sys::rd_kafka_error_code(error));
+            let message = CStr::from_ptr(rdkafka_sys::rd_kafka_error_string(error)).to_string_lossy().into_owned();
+            rdkafka_sys::rd_kafka_error_destroy(error);
+            Some(Self { code, message })
+        }
+    }
+
+    fn fate(self) -> TransactionError {
+        use RDKafkaErrorCode as Code;
+        let message = format!("{} ({})", self.message, self.code);
+        match self.code {
+            Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => TransactionError::Fenced(message),
+            code if is_connection(code) => TransactionError::Connection(message),
+            _ => TransactionError::Failed(message),
+        }
+    }
+}
+
+/// A refusal that would come again, however often the reply is sent.
+fn is_definite(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::InvalidTopic
+            | Code::MessageSizeTooLarge
+            | Code::InvalidMessage
+            | Code::InvalidMessageSize
+            | Code::InvalidRecord
+            | Code::MessageBatchTooLarge
+            | Code::TopicAuthorizationFailed
+    )
+}
+
+fn millis(bound: Duration) -> i32 {
+    i32::try_from(bound.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// Keeps the failed deliveries of the open transaction.
+struct DeliveryReports {
+    reports: Arc<Mutex<Vec<(usize, RDKafkaErrorCode)>>>,
+    watch: Arc<BrokerWatch>,
+}
+
+impl ClientContext for DeliveryReports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.watch.client_error(&error, reason);
+    }
+}
+
+impl ProducerContext for DeliveryReports {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, report: &DeliveryResult<'_>, index: usize) {
+        if let Err((error, _)) = report {
+            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+            self.reports.lock().push((index, code));
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Where records come from.
+
+#[cfg(feature = "kafka")]
+pub mod kafka;
+pub mod lines;
