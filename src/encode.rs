@@ -53,11 +53,7 @@ impl Encoder {
     ) {
         let mut batch = batch;
         let tickets = std::mem::take(&mut batch.tickets);
-        assert_eq!(
-            tickets.len(),
-            batch.outcomes.len(),
-            "each ticket of a batch has an outcome"
-        );
+        assert_eq!(tickets.len(), batch.outcomes.len(), "each ticket of a batch has an outcome");
         self.metadata.level = None;
         self.reserve(tickets.len() * REPLY_BYTES_USUAL + batch.scores.len() * SCORE_BYTES_USUAL);
         out.reserve(tickets.len());
@@ -79,11 +75,7 @@ impl Encoder {
                 }
             };
             let payload = self.finish();
-            out.push(Reply {
-                ticket,
-                payload,
-                error,
-            });
+            out.push(Reply { ticket, payload, error });
         }
     }
 
@@ -93,11 +85,7 @@ impl Encoder {
         push_id(&mut self.buffer, &ticket);
         push_error(&mut self.buffer, reject);
         let payload = self.finish();
-        Reply {
-            ticket,
-            payload,
-            error: Some(reject.code),
-        }
+        Reply { ticket, payload, error: Some(reject.code) }
     }
 
     fn reserve(&mut self, bytes: usize) {
@@ -114,12 +102,7 @@ impl Encoder {
 
 /// How many rows a request's prediction shows: `None` for one row that is no list.
 fn rows_of(request: &Request) -> Option<usize> {
-    request
-        .work
-        .as_ref()
-        .ok()
-        .filter(|work| work.many)
-        .map(|work| work.rows as usize)
+    request.work.as_ref().ok().filter(|work| work.many).map(|work| work.rows as usize)
 }
 
 /// The scores of a request, or why it has none.
@@ -250,11 +233,7 @@ fn push_millis(buffer: &mut impl BufMut, time: Duration) {
         |_| time.as_secs_f64().round() * 1e6,
         f64::from,
     );
-    buffer.put_slice(
-        zmij::Buffer::new()
-            .format_finite(micros / 1_000.0)
-            .as_bytes(),
-    );
+    buffer.put_slice(zmij::Buffer::new().format_finite(micros / 1_000.0).as_bytes());
 }
 
 /// BLAKE3 of the scores' little-endian bytes, its first 128 bits in hex: two replies can be compared without their

@@ -22,7 +22,9 @@ use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
 use crate::model::validate::Validation;
 use crate::model::{self, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
 use crate::placement::{Pin, Plan};
-use crate::record::{Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, ScoredBatch};
+use crate::record::{
+    Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, ScoredBatch,
+};
 use crate::score::{Closed, Scheduler, Submitter, SubmitterId};
 
 /// Batch buffers that are kept for reuse: a score thread needs one at a time, of a few MiB at the most.
@@ -196,11 +198,19 @@ impl InferenceEngine {
     /// # Errors
     /// [`ModelError`] when the file cannot be read, is not supported, or fails [`InferenceEngine::validate_model`];
     /// also when `compile` is asked for, which no backend of this version does.
-    pub fn load_model(&self, path: impl AsRef<Path>, model_type: Option<ModelType>, compile: bool) -> Result<ModelId, ModelError> {
+    pub fn load_model(
+        &self,
+        path: impl AsRef<Path>,
+        model_type: Option<ModelType>,
+        compile: bool,
+    ) -> Result<ModelId, ModelError> {
         let path = path.as_ref();
         let name = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
         if compile {
-            return Err(ModelError::refused(name, "this version has no compiled backend; load it with compile = false"));
+            return Err(ModelError::refused(
+                name,
+                "this version has no compiled backend; load it with compile = false",
+            ));
         }
         let batch_size_max = if self.config.enable_batching { self.config.max_batch_size } else { NonZeroU32::MIN };
         self.load_spec(&ModelSpec {
@@ -241,7 +251,8 @@ impl InferenceEngine {
         let (id, version) = match old {
             Some((_, width)) if width != model.schema().width() => {
                 let new = model.schema().width();
-                let reason = format!("it has {new} features, the version in service {width}: load it under another name");
+                let reason =
+                    format!("it has {new} features, the version in service {width}: load it under another name");
                 return Err(ModelError::refused(&spec.name, reason));
             }
             Some((id, _)) => (id, self.scheduler.model(id).map_or(1, |old| old.version() + 1)),
@@ -280,7 +291,10 @@ impl InferenceEngine {
     }
 
     /// The same for whole requests.
-    pub fn predict_all(&self, requests: impl IntoIterator<Item = PredictionRequest>) -> Vec<Result<Prediction, PredictError>> {
+    pub fn predict_all(
+        &self,
+        requests: impl IntoIterator<Item = PredictionRequest>,
+    ) -> Vec<Result<Prediction, PredictError>> {
         let pending = requests.into_iter().map(|request| {
             self.door.wait_for_place();
             self.enqueue_admitted(request)
@@ -297,7 +311,8 @@ impl InferenceEngine {
     pub fn enqueue_prediction(&self, request: PredictionRequest) -> Result<PendingPrediction, PredictError> {
         if !self.door.try_place() {
             let most = self.config.max_concurrent_requests;
-            let message = format!("{most} requests are in flight already; raise max_concurrent_requests, or wait for an answer");
+            let message =
+                format!("{most} requests are in flight already; raise max_concurrent_requests, or wait for an answer");
             return Err(Reject::new(ErrorCode::QueueFull, message).into());
         }
         self.enqueue_admitted(request)
@@ -380,7 +395,9 @@ impl InferenceEngine {
         let width = entry.width;
         if request.features.is_empty() || !request.features.len().is_multiple_of(width) {
             let (values, name) = (request.features.len(), &entry.name);
-            return Err(Reject::bad_request(format!("features: got {values} values, model {name} wants {width}")).into());
+            return Err(
+                Reject::bad_request(format!("features: got {values} values, model {name} wants {width}")).into()
+            );
         }
         if let Some(place) = request.features.iter().position(|value| value.is_infinite()) {
             return Err(Reject::bad_request(format!("features[{place}]: infinite; a missing value is NaN")).into());
@@ -414,7 +431,8 @@ impl InferenceEngine {
             Ok(1) => Ok(PendingPrediction { answer }),
             Ok(_) => {
                 self.door.forget(number);
-                Err(Reject::new(ErrorCode::QueueFull, format!("the queue of priority {} is full", priority.get())).into())
+                Err(Reject::new(ErrorCode::QueueFull, format!("the queue of priority {} is full", priority.get()))
+                    .into())
             }
             Err(closed) => {
                 self.door.forget(number);
@@ -436,9 +454,10 @@ fn resolve<'a>(catalog: &'a Catalog, name: Option<&str>) -> Result<&'a ModelEntr
             let loaded: Vec<&str> = catalog.entries().iter().map(|entry| entry.name.as_str()).collect();
             Reject::new(ErrorCode::UnknownModel, format!("no model {name:?}; loaded: {loaded:?}"))
         }),
-        None => catalog.entries().first().ok_or_else(|| {
-            Reject::new(ErrorCode::UnknownModel, "no model is loaded; call load_model first")
-        }),
+        None => catalog
+            .entries()
+            .first()
+            .ok_or_else(|| Reject::new(ErrorCode::UnknownModel, "no model is loaded; call load_model first")),
     }
 }
 

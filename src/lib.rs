@@ -1,21 +1,21 @@
 //! Scores machine-learning models on streams.
 
-pub mod cli;
-pub mod clock;
-pub mod config;
-pub mod pipeline;
-pub mod record;
-pub mod source;
-pub mod decode;
-pub mod engine;
+pub mod admin;
 pub mod batch;
-pub mod score;
-pub mod placement;
-pub mod model;
-pub mod encode;
-pub mod commit;
-pub mod sink;
+pub mod cli;
 #[cfg(feature = "kafka")]
 mod client;
+pub mod clock;
+pub mod commit;
+pub mod config;
+pub mod decode;
+pub mod encode;
+pub mod engine;
 pub mod metrics;
-pub mod admin;
+pub mod model;
+pub mod pipeline;
+pub mod placement;
+pub mod record;
+pub mod score;
+pub mod sink;
+pub mod source;

@@ -76,21 +76,42 @@ impl Metrics {
         let make = Maker { registry: &registry };
         Self {
             records_received: make.counter("forebay_records_received_total", "Records read from the source"),
-            records_skipped: make.counter("forebay_records_skipped_total", "Tombstones of compacted topics, which get no reply"),
+            records_skipped: make
+                .counter("forebay_records_skipped_total", "Tombstones of compacted topics, which get no reply"),
             requests_scored: make.counter("forebay_requests_scored_total", "Requests that ended with scores"),
-            requests_failed: make.counters("forebay_requests_failed_total", "Requests that ended in an error reply", "code"),
-            replies_dropped: make.counter("forebay_replies_dropped_total", "Replies refused even as an error on the route's own topic"),
+            requests_failed: make.counters(
+                "forebay_requests_failed_total",
+                "Requests that ended in an error reply",
+                "code",
+            ),
+            replies_dropped: make
+                .counter("forebay_replies_dropped_total", "Replies refused even as an error on the route's own topic"),
             records_in_flight: make.gauge("forebay_records_in_flight", "Records read and not yet committed"),
             batches: make.counter("forebay_batches_total", "Batches scored"),
             rows: make.counter("forebay_rows_total", "Rows scored"),
             batch_rows: make.histogram("forebay_batch_rows", "Rows a batch", &sizes),
-            inference_seconds: make.histograms("forebay_inference_seconds", "Time the model took for a batch", "model", &seconds),
-            queue_seconds: make.histogram("forebay_queue_seconds", "Time the oldest request of a batch had waited", &seconds),
+            inference_seconds: make.histograms(
+                "forebay_inference_seconds",
+                "Time the model took for a batch",
+                "model",
+                &seconds,
+            ),
+            queue_seconds: make.histogram(
+                "forebay_queue_seconds",
+                "Time the oldest request of a batch had waited",
+                &seconds,
+            ),
             commits: make.counter("forebay_commits_total", "Transactions committed"),
             commit_records: make.histogram("forebay_commit_records", "Records a transaction", &sizes),
-            commit_seconds: make.histogram("forebay_commit_seconds", "Time from the begin of a transaction to its end", &seconds),
-            transactions_aborted: make.counter("forebay_transactions_aborted_total", "Transactions that ended in an abort"),
-            producers_recycled: make.counter("forebay_producers_recycled_total", "Producers made anew after an uncertain end"),
+            commit_seconds: make.histogram(
+                "forebay_commit_seconds",
+                "Time from the begin of a transaction to its end",
+                &seconds,
+            ),
+            transactions_aborted: make
+                .counter("forebay_transactions_aborted_total", "Transactions that ended in an abort"),
+            producers_recycled: make
+                .counter("forebay_producers_recycled_total", "Producers made anew after an uncertain end"),
             rebalances: make.counter("forebay_rebalances_total", "Times that partitions were assigned or revoked"),
             partitions_assigned: make.gauge("forebay_partitions_assigned", "Partitions assigned now"),
             broker_away: make.gauge("forebay_broker_away", "1 while no broker can be reached"),
@@ -186,7 +207,10 @@ impl<'a> PerformanceMetrics<'a> {
             total_requests: self.metrics.requests_scored.get() + failed,
             failed_requests: failed,
             cache_hit_rate: 0.0,
-            memory_pool: MemoryPoolSnapshot { total_buffers: pool.total_buffers, memory_usage_mb: pool.memory_usage_mb },
+            memory_pool: MemoryPoolSnapshot {
+                total_buffers: pool.total_buffers,
+                memory_usage_mb: pool.memory_usage_mb,
+            },
             dynamic_batcher: BatcherSnapshot {
                 processed_batches: batches,
                 avg_batch_size: ratio(to_f64(rows), batches),

@@ -164,7 +164,8 @@ impl Worker {
                 }
             }
         }
-        let ended = self.shard.join().unwrap_or_else(|_| Err(WorkerError::Failed("the source thread panicked".to_owned())));
+        let ended =
+            self.shard.join().unwrap_or_else(|_| Err(WorkerError::Failed("the source thread panicked".to_owned())));
         if ended.is_err() {
             self.health.died();
         }
@@ -215,7 +216,13 @@ struct Shard {
 }
 
 impl Shard {
-    fn new(config: &Config, models: &[ModelId], engine: &Arc<InferenceEngine>, health: &Arc<Health>, stop: &Arc<Stop>) -> Self {
+    fn new(
+        config: &Config,
+        models: &[ModelId],
+        engine: &Arc<InferenceEngine>,
+        health: &Arc<Health>,
+        stop: &Arc<Stop>,
+    ) -> Self {
         let decoders = config.routes.iter().zip(0..).map(|(route, number)| {
             let decoder = RouteDecoder {
                 route: number,
@@ -268,7 +275,8 @@ impl Shard {
             source.set_paused(true);
             let _ = source.recv(CHUNK_RECORDS_MAX, PAUSED_WAIT, |_| {});
         }
-        let unanswered = sink.join().unwrap_or_else(|_| Err(SinkError::Fatal("the transaction thread panicked".to_owned())));
+        let unanswered =
+            sink.join().unwrap_or_else(|_| Err(SinkError::Fatal("the transaction thread panicked".to_owned())));
         drop(source);
         received?;
         match unanswered? {
@@ -282,7 +290,9 @@ impl Shard {
         KafkaSink {
             settings: self.settings.clone(),
             limits: self.config.kafka.clone(),
-            routes: routes.map(|route| ReplyRoute { topic: route.reply_topic.clone(), metadata: route.reply_metadata }).collect(),
+            routes: routes
+                .map(|route| ReplyRoute { topic: route.reply_topic.clone(), metadata: route.reply_metadata })
+                .collect(),
             inbox: Arc::clone(inbox),
             group,
             watch: Arc::clone(&self.watch),

@@ -311,7 +311,15 @@ impl Chunk {
     /// # Panics
     /// Panics when the values do not divide into `rows` rows.
     #[must_use]
-    pub fn work(&self, model: ModelId, mark: usize, rows: u32, many: bool, priority: Priority, deadline: Option<Instant>) -> Work {
+    pub fn work(
+        &self,
+        model: ModelId,
+        mark: usize,
+        rows: u32,
+        many: bool,
+        priority: Priority,
+        deadline: Option<Instant>,
+    ) -> Work {
         let features = mark..self.features.len();
         assert!(rows > 0 && features.len().is_multiple_of(rows as usize), "rows of equal width");
         Work { model, rows, many, priority, deadline, features }

@@ -50,12 +50,7 @@ impl<E: Element> MemoryPool<E> {
     /// An empty pool that keeps at most `idle_bytes_max` of returned buffers; 0 keeps none.
     #[must_use]
     pub fn new(idle_bytes_max: usize) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                idle_bytes_max,
-                state: Mutex::new(State::default()),
-            }),
-        }
+        Self { shared: Arc::new(Shared { idle_bytes_max, state: Mutex::new(State::default()) }) }
     }
 
     /// A buffer of exactly `len` zeros.
@@ -76,11 +71,7 @@ impl<E: Element> MemoryPool<E> {
             data.truncate(len);
             data
         };
-        PooledBuffer {
-            data,
-            class,
-            home: Arc::clone(&self.shared),
-        }
+        PooledBuffer { data, class, home: Arc::clone(&self.shared) }
     }
 
     /// Frees the idle buffers. Lent ones come back as ever; the counts of hits and misses go on.
@@ -98,10 +89,7 @@ impl<E: Element> MemoryPool<E> {
     #[must_use]
     pub fn get_stats(&self) -> PoolStats {
         let state = self.shared.state.lock();
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a figure for people; exact below 2^53 bytes"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "a figure for people; exact below 2^53 bytes")]
         let memory_usage_mb = (state.idle_bytes + state.lent_bytes) as f64 / f64::from(1 << 20);
         PoolStats {
             total_buffers: state.idle_buffers + state.lent_buffers,
@@ -136,20 +124,14 @@ impl<E: Element> DerefMut for PooledBuffer<E> {
 impl<E: Element> fmt::Debug for PooledBuffer<E> {
     /// The length only: features are a caller's data, and many.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PooledBuffer")
-            .field("len", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("PooledBuffer").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
 impl<E: Element> Drop for PooledBuffer<E> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
-        let refused = self
-            .home
-            .state
-            .lock()
-            .take_back(data, self.class, self.home.idle_bytes_max);
+        let refused = self.home.state.lock().take_back(data, self.class, self.home.idle_bytes_max);
         // Freed after the lock is gone.
         drop(refused);
     }
@@ -162,11 +144,7 @@ struct Class(u32);
 impl Class {
     fn of(len: usize) -> Self {
         let elements = len.max(CLASS_MIN_ELEMENTS).checked_next_power_of_two();
-        Self(
-            elements
-                .expect("a buffer fits the address space")
-                .trailing_zeros(),
-        )
+        Self(elements.expect("a buffer fits the address space").trailing_zeros())
     }
 
     fn elements(self) -> usize {
@@ -203,15 +181,7 @@ struct State<E> {
 
 impl<E> Default for State<E> {
     fn default() -> Self {
-        Self {
-            shelves: Vec::new(),
-            idle_buffers: 0,
-            idle_bytes: 0,
-            lent_buffers: 0,
-            lent_bytes: 0,
-            hits: 0,
-            misses: 0,
-        }
+        Self { shelves: Vec::new(), idle_buffers: 0, idle_bytes: 0, lent_buffers: 0, lent_bytes: 0, hits: 0, misses: 0 }
     }
 }
 
@@ -265,10 +235,7 @@ mod tests {
         for len in [100, 128, 65, 127, 70] {
             let mut buffer = pool.get_buffer(len);
             assert_eq!(buffer.len(), len);
-            assert!(
-                is_zero(&buffer),
-                "the last holder's data in a buffer of {len}"
-            );
+            assert!(is_zero(&buffer), "the last holder's data in a buffer of {len}");
             buffer.fill(f64::NAN);
         }
         let stats = pool.get_stats();
@@ -302,10 +269,7 @@ mod tests {
     #[test]
     fn classes_are_powers_of_two_and_do_not_mix() {
         let elements = |len| Class::of(len).elements();
-        assert_eq!(
-            [0, 1, 64, 65, 128, 129].map(elements),
-            [64, 64, 64, 128, 128, 256]
-        );
+        assert_eq!([0, 1, 64, 65, 128, 129].map(elements), [64, 64, 64, 128, 128, 256]);
         let pool = MemoryPool::<f32>::new(64 * KIB);
         drop(pool.get_buffer(64));
         drop(pool.get_buffer(65));
@@ -352,11 +316,7 @@ mod tests {
                         let mut buffer = pool.get_buffer(1 + round % 300);
                         assert!(is_zero(&buffer));
                         buffer.fill(f64::from(id));
-                        assert!(
-                            buffer
-                                .iter()
-                                .all(|x| x.to_bits() == f64::from(id).to_bits())
-                        );
+                        assert!(buffer.iter().all(|x| x.to_bits() == f64::from(id).to_bits()));
                     }
                 });
             }

@@ -125,14 +125,8 @@ impl<T> DynamicBatcher<T> {
     /// When a waiting entry's deadline has passed (call [`expire`](Self::expire) with the same `now` first), or when
     /// `batch` is not empty.
     pub fn poll(&mut self, now: Instant, batch: &mut Vec<Entry<T>>) -> Dispatch {
-        assert!(
-            batch.is_empty(),
-            "the last batch was taken before the next is asked for"
-        );
-        assert!(
-            self.next_deadline().is_none_or(|deadline| deadline > now),
-            "expire(now) comes before poll(now)"
-        );
+        assert!(batch.is_empty(), "the last batch was taken before the next is asked for");
+        assert!(self.next_deadline().is_none_or(|deadline| deadline > now), "expire(now) comes before poll(now)");
         let Some(oldest) = self.oldest_arrival() else {
             return Dispatch::Idle;
         };
@@ -162,10 +156,7 @@ impl<T> DynamicBatcher<T> {
     /// enqueue arrivals that are not quite in order.
     #[must_use]
     pub fn oldest_arrival(&self) -> Option<Instant> {
-        (0..self.queue.lanes())
-            .filter_map(|lane| self.queue.head(lane))
-            .map(|head| head.arrived)
-            .min()
+        (0..self.queue.lanes()).filter_map(|lane| self.queue.head(lane)).map(|head| head.arrived).min()
     }
 
     /// Moves everything that waits to the end of `out`, highest level first, for shutdown.
@@ -194,10 +185,7 @@ impl<T> DynamicBatcher<T> {
     /// The figures for metrics. Allocates: not for the record path.
     #[must_use]
     pub fn get_stats(&self) -> BatcherStats {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a mean for people; exact below 2^53 rows"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "a mean for people; exact below 2^53 rows")]
         let avg_batch_size = self.processed_rows as f64 / self.processed_batches.max(1) as f64;
         BatcherStats {
             processed_batches: self.processed_batches,
@@ -216,10 +204,7 @@ impl<T> DynamicBatcher<T> {
         if full || self.policy.queue_delay_max.is_zero() {
             return None;
         }
-        match (
-            oldest.checked_add(self.policy.queue_delay_max),
-            self.next_deadline(),
-        ) {
+        match (oldest.checked_add(self.policy.queue_delay_max), self.next_deadline()) {
             // An entry expires AT its deadline: one at the very end of the delay would be lost by waiting, too.
             (Some(delay_end), Some(deadline)) if deadline <= delay_end => None,
             (Some(delay_end), _) => (now < delay_end).then_some(Dispatch::WaitUntil(delay_end)),
@@ -259,10 +244,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// The moment that the tests of this room count from.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "any moment will do; all later ones are counted from it"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "any moment will do; all later ones are counted from it")]
     pub(super) fn start() -> Instant {
         Instant::now()
     }
@@ -278,13 +260,7 @@ mod tests {
 
     fn entry(item: u32, level: u8, rows: u32, arrived: Instant) -> Entry<u32> {
         let priority = Priority::new(level).expect("levels count from 1");
-        Entry {
-            item,
-            rows,
-            priority,
-            arrived,
-            deadline: None,
-        }
+        Entry { item, rows, priority, arrived, deadline: None }
     }
 
     fn with_deadline(mut entry: Entry<u32>, deadline: Instant) -> Entry<u32> {
@@ -297,10 +273,7 @@ mod tests {
     }
 
     /// A batcher that holds `entries`.
-    fn holding(
-        policy: BatchPolicy,
-        entries: impl IntoIterator<Item = Entry<u32>>,
-    ) -> DynamicBatcher<u32> {
+    fn holding(policy: BatchPolicy, entries: impl IntoIterator<Item = Entry<u32>>) -> DynamicBatcher<u32> {
         let mut batcher = DynamicBatcher::new(policy);
         for entry in entries {
             batcher.enqueue(entry).expect("deep enough for the test");
@@ -325,10 +298,7 @@ mod tests {
         let mut batcher = holding(policy(4, MS), []);
         assert_eq!(poll_all(&mut batcher, start()), (vec![], Dispatch::Idle));
         assert!(batcher.is_empty());
-        assert_eq!(
-            (batcher.oldest_arrival(), batcher.next_deadline()),
-            (None, None)
-        );
+        assert_eq!((batcher.oldest_arrival(), batcher.next_deadline()), (None, None));
     }
 
     #[test]
@@ -342,37 +312,22 @@ mod tests {
     fn enough_rows_dispatch_at_once_and_the_rest_waits() {
         let t = start();
         let mut batcher = holding(policy(4, 5 * MS), (0..6).map(|i| entry(i, 1, 1, t)));
-        assert_eq!(
-            poll_all(&mut batcher, t),
-            (vec![vec![0, 1, 2, 3]], Dispatch::WaitUntil(t + 5 * MS))
-        );
+        assert_eq!(poll_all(&mut batcher, t), (vec![vec![0, 1, 2, 3]], Dispatch::WaitUntil(t + 5 * MS)));
         assert_eq!((batcher.len(), batcher.rows()), (2, 2));
     }
 
     #[test]
     fn the_oldest_of_all_levels_ends_the_wait() {
         let t = start();
-        let mut batcher = holding(
-            policy(9, 5 * MS),
-            [entry(1, 1, 1, t + 2 * MS), entry(2, 3, 1, t)],
-        );
-        assert_eq!(
-            poll_all(&mut batcher, t + 4 * MS),
-            (vec![], Dispatch::WaitUntil(t + 5 * MS))
-        );
-        assert_eq!(
-            poll_all(&mut batcher, t + 5 * MS),
-            (vec![vec![1, 2]], Dispatch::Idle)
-        );
+        let mut batcher = holding(policy(9, 5 * MS), [entry(1, 1, 1, t + 2 * MS), entry(2, 3, 1, t)]);
+        assert_eq!(poll_all(&mut batcher, t + 4 * MS), (vec![], Dispatch::WaitUntil(t + 5 * MS)));
+        assert_eq!(poll_all(&mut batcher, t + 5 * MS), (vec![vec![1, 2]], Dispatch::Idle));
     }
 
     #[test]
     fn the_oldest_arrival_is_read_at_the_heads() {
         let t = start();
-        let batcher = holding(
-            policy(9, 5 * MS),
-            [entry(1, 1, 1, t + 2 * MS), entry(2, 1, 1, t)],
-        );
+        let batcher = holding(policy(9, 5 * MS), [entry(1, 1, 1, t + 2 * MS), entry(2, 1, 1, t)]);
         assert_eq!(batcher.oldest_arrival(), Some(t + 2 * MS));
     }
 
@@ -380,18 +335,11 @@ mod tests {
     fn an_entry_that_would_expire_during_the_wait_is_not_kept_waiting() {
         let t = start();
         for (deadline, due) in [(4 * MS, true), (5 * MS, true), (6 * MS, false)] {
-            let mut batcher = holding(
-                policy(9, 5 * MS),
-                [with_deadline(entry(1, 2, 1, t), t + deadline)],
-            );
+            let mut batcher = holding(policy(9, 5 * MS), [with_deadline(entry(1, 2, 1, t), t + deadline)]);
             let later = (vec![], Dispatch::WaitUntil(t + 5 * MS));
             let at_once = (vec![vec![1]], Dispatch::Idle);
             let want = if due { at_once } else { later };
-            assert_eq!(
-                poll_all(&mut batcher, t),
-                want,
-                "deadline after {deadline:?}"
-            );
+            assert_eq!(poll_all(&mut batcher, t), want, "deadline after {deadline:?}");
         }
     }
 
@@ -401,13 +349,8 @@ mod tests {
         let mut batcher = holding(policy(2, Duration::MAX), [entry(1, 1, 1, t)]);
         assert_eq!(poll_all(&mut batcher, t), (vec![], Dispatch::Idle));
         batcher.enqueue(entry(2, 1, 1, t)).expect("room");
-        assert_eq!(
-            poll_all(&mut batcher, t),
-            (vec![vec![1, 2]], Dispatch::Idle)
-        );
-        batcher
-            .enqueue(with_deadline(entry(3, 1, 1, t), t + MS))
-            .expect("room");
+        assert_eq!(poll_all(&mut batcher, t), (vec![vec![1, 2]], Dispatch::Idle));
+        batcher.enqueue(with_deadline(entry(3, 1, 1, t), t + MS)).expect("room");
         assert_eq!(poll_all(&mut batcher, t), (vec![vec![3]], Dispatch::Idle));
     }
 
@@ -415,9 +358,7 @@ mod tests {
     fn higher_levels_first_and_in_order_inside_a_level() {
         let t = start();
         let levels = [3, 1, 2, 1, 3, 2];
-        let entries = (0..)
-            .zip(levels)
-            .map(|(item, level)| entry(item, level, 1, t));
+        let entries = (0..).zip(levels).map(|(item, level)| entry(item, level, 1, t));
         let mut batcher = holding(policy(4, Duration::ZERO), entries);
         assert_eq!(poll_all(&mut batcher, t).0, [vec![1, 3, 2, 5], vec![0, 4]]);
     }
@@ -425,12 +366,7 @@ mod tests {
     #[test]
     fn a_head_that_does_not_fit_closes_the_batch() {
         let t = start();
-        let entries = [
-            entry(1, 1, 3, t),
-            entry(2, 1, 2, t),
-            entry(3, 1, 1, t),
-            entry(4, 2, 1, t),
-        ];
+        let entries = [entry(1, 1, 3, t), entry(2, 1, 2, t), entry(3, 1, 1, t), entry(4, 2, 1, t)];
         let mut batcher = holding(policy(4, Duration::ZERO), entries);
         // Neither 3, of the same level, nor 4, of a lower one, takes the spare row before 2.
         assert_eq!(poll_all(&mut batcher, t).0, [vec![1], vec![2, 3, 4]]);
@@ -447,10 +383,7 @@ mod tests {
     #[test]
     fn a_full_level_gives_the_entry_back_and_others_have_room() {
         let t = start();
-        let depth_one = BatchPolicy {
-            queue_depth_max: NonZeroU32::MIN,
-            ..policy(4, MS)
-        };
+        let depth_one = BatchPolicy { queue_depth_max: NonZeroU32::MIN, ..policy(4, MS) };
         let mut batcher = holding(depth_one, [entry(1, 2, 1, t)]);
         assert_eq!(batcher.enqueue(entry(2, 2, 1, t)), Err(entry(2, 2, 1, t)));
         assert_eq!(batcher.enqueue(entry(3, 1, 1, t)), Ok(()));
@@ -467,18 +400,13 @@ mod tests {
     fn expired_entries_leave_earliest_deadline_first() {
         let t = start();
         let deadlines = [3, 1, 2, 9];
-        let entries = (0..)
-            .zip(deadlines)
-            .map(|(i, ms)| with_deadline(entry(i, 1, 2, t), t + ms * MS));
+        let entries = (0..).zip(deadlines).map(|(i, ms)| with_deadline(entry(i, 1, 2, t), t + ms * MS));
         let mut batcher = holding(policy(100, 20 * MS), entries);
         assert_eq!(batcher.next_deadline(), Some(t + MS));
         let mut expired = Vec::new();
         batcher.expire(t + 3 * MS, &mut expired);
         assert_eq!(items(&expired), [1, 2, 0]);
-        assert_eq!(
-            (batcher.len(), batcher.rows(), batcher.next_deadline()),
-            (1, 2, Some(t + 9 * MS))
-        );
+        assert_eq!((batcher.len(), batcher.rows(), batcher.next_deadline()), (1, 2, Some(t + 9 * MS)));
         assert_eq!(batcher.get_stats().expired, 3);
     }
 
@@ -493,19 +421,12 @@ mod tests {
     #[test]
     fn drain_empties_every_level() {
         let t = start();
-        let entries = [
-            entry(1, 3, 1, t),
-            with_deadline(entry(2, 1, 1, t), t + MS),
-            entry(3, 1, 1, t),
-        ];
+        let entries = [entry(1, 3, 1, t), with_deadline(entry(2, 1, 1, t), t + MS), entry(3, 1, 1, t)];
         let mut batcher = holding(policy(4, MS), entries);
         let mut out = Vec::new();
         batcher.drain(&mut out);
         assert_eq!(items(&out), [2, 3, 1]);
-        assert_eq!(
-            (batcher.len(), batcher.rows(), batcher.next_deadline()),
-            (0, 0, None)
-        );
+        assert_eq!((batcher.len(), batcher.rows(), batcher.next_deadline()), (0, 0, None));
         assert_eq!(poll_all(&mut batcher, t + 9 * MS), (vec![], Dispatch::Idle));
     }
 
@@ -517,10 +438,7 @@ mod tests {
         assert_eq!(poll_all(&mut batcher, t).0.len(), 2);
         batcher.enqueue(entry(7, 2, 5, t)).expect("room");
         let stats = batcher.get_stats();
-        assert_eq!(
-            (stats.processed_batches, stats.waiting, stats.waiting_rows),
-            (2, 1, 5)
-        );
+        assert_eq!((stats.processed_batches, stats.waiting, stats.waiting_rows), (2, 1, 5));
         assert!((stats.avg_batch_size - 3.0).abs() < f64::EPSILON);
         assert_eq!(stats.depth, [0, 1, 0]);
     }

@@ -37,12 +37,7 @@ struct Naive {
 
 impl Naive {
     fn enqueue(&mut self, new: Waiting) -> bool {
-        let room = self
-            .list
-            .iter()
-            .filter(|other| other.level == new.level)
-            .count()
-            < self.depth_max;
+        let room = self.list.iter().filter(|other| other.level == new.level).count() < self.depth_max;
         if room {
             self.list.push(new);
         }
@@ -88,30 +83,15 @@ impl Naive {
             return Answer::Idle;
         };
         let delay_end = oldest + self.delay;
-        let would_expire = self
-            .next_deadline()
-            .is_some_and(|deadline| deadline <= delay_end);
-        let reasons = [
-            self.delay == 0,
-            self.rows() >= self.size_max,
-            delay_end <= now,
-            would_expire,
-        ];
+        let would_expire = self.next_deadline().is_some_and(|deadline| deadline <= delay_end);
+        let reasons = [self.delay == 0, self.rows() >= self.size_max, delay_end <= now, would_expire];
         if reasons == [false; 4] {
             return Answer::WaitUntil(delay_end);
         }
         // The longest beginning of the order that fits, and never less than one entry.
         let sorted = self.in_order();
-        let rows_of = |n: usize| {
-            sorted[..n]
-                .iter()
-                .map(|entry| u64::from(entry.rows))
-                .sum::<u64>()
-        };
-        let fits = (1..=sorted.len())
-            .rev()
-            .find(|&n| rows_of(n) <= self.size_max)
-            .unwrap_or(1);
+        let rows_of = |n: usize| sorted[..n].iter().map(|entry| u64::from(entry.rows)).sum::<u64>();
+        let fits = (1..=sorted.len()).rev().find(|&n| rows_of(n) <= self.size_max).unwrap_or(1);
         let ids: Vec<_> = sorted[..fits].iter().map(|entry| entry.id).collect();
         self.remove(&ids);
         Answer::Batch(ids)
@@ -186,13 +166,7 @@ impl Pair {
             list: Vec::new(),
         };
         let batcher = DynamicBatcher::new(policy);
-        Self {
-            start: start(),
-            now: FIRST,
-            enqueued: 0,
-            naive,
-            batcher,
-        }
+        Self { start: start(), now: FIRST, enqueued: 0, naive, batcher }
     }
 
     fn at(&self, ms: u64) -> Instant {
@@ -201,12 +175,7 @@ impl Pair {
 
     fn take(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match *step {
-            Step::Enqueue {
-                level,
-                rows,
-                skew,
-                timeout,
-            } => self.enqueue(level, rows, skew, timeout)?,
+            Step::Enqueue { level, rows, skew, timeout } => self.enqueue(level, rows, skew, timeout)?,
             Step::Advance(ms) => self.now += ms,
             Step::Expire => self.expire()?,
             Step::Poll => self.poll()?,
@@ -219,19 +188,10 @@ impl Pair {
         self.compare()
     }
 
-    fn enqueue(
-        &mut self,
-        level: u8,
-        rows: u32,
-        skew: i64,
-        timeout: Option<u64>,
-    ) -> Result<(), TestCaseError> {
+    fn enqueue(&mut self, level: u8, rows: u32, skew: i64, timeout: Option<u64>) -> Result<(), TestCaseError> {
         let id = self.enqueued;
         self.enqueued += 1;
-        let arrived = self
-            .now
-            .checked_add_signed(-skew)
-            .expect("FIRST leaves room for the skew");
+        let arrived = self.now.checked_add_signed(-skew).expect("FIRST leaves room for the skew");
         let deadline = timeout.map(|ms| self.now + ms);
         let entry = Entry {
             item: id,
@@ -240,13 +200,7 @@ impl Pair {
             arrived: self.at(arrived),
             deadline: deadline.map(|ms| self.at(ms)),
         };
-        let took = self.naive.enqueue(Waiting {
-            id,
-            level,
-            rows,
-            arrived,
-            deadline,
-        });
+        let took = self.naive.enqueue(Waiting { id, level, rows, arrived, deadline });
         let want = if took { Ok(()) } else { Err(entry.clone()) };
         prop_assert_eq!(self.batcher.enqueue(entry), want);
         Ok(())
@@ -276,25 +230,13 @@ impl Pair {
 
     fn compare(&self) -> Result<(), TestCaseError> {
         let stats = self.batcher.get_stats();
-        let depth = |level| {
-            self.naive
-                .list
-                .iter()
-                .filter(|entry| entry.level == level)
-                .count()
-        };
+        let depth = |level| self.naive.list.iter().filter(|entry| entry.level == level).count();
         prop_assert_eq!(stats.depth, (1..=LEVELS).map(depth).collect::<Vec<_>>());
         prop_assert_eq!(self.batcher.len(), self.naive.list.len());
         prop_assert_eq!(self.batcher.is_empty(), self.naive.list.is_empty());
         prop_assert_eq!(self.batcher.rows(), self.naive.rows());
-        prop_assert_eq!(
-            self.batcher.next_deadline(),
-            self.naive.next_deadline().map(|ms| self.at(ms))
-        );
-        prop_assert_eq!(
-            self.batcher.oldest_arrival(),
-            self.naive.oldest_arrival().map(|ms| self.at(ms))
-        );
+        prop_assert_eq!(self.batcher.next_deadline(), self.naive.next_deadline().map(|ms| self.at(ms)));
+        prop_assert_eq!(self.batcher.oldest_arrival(), self.naive.oldest_arrival().map(|ms| self.at(ms)));
         Ok(())
     }
 }

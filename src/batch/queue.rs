@@ -80,11 +80,7 @@ impl<T> Queue<T> {
         let deadline = entry.deadline;
         let seq = lane.push(entry);
         if let Some(at) = deadline {
-            self.deadlines.push(Reverse(Due {
-                at,
-                lane: index,
-                seq,
-            }));
+            self.deadlines.push(Reverse(Due { at, lane: index, seq }));
             self.deadlines_live += 1;
         }
         Ok(())
@@ -162,11 +158,7 @@ impl<T> Queue<T> {
     fn drop_stale_deadlines(&mut self) {
         let lanes = &self.lanes;
         let is_live = |due: &Due| lanes[due.lane].holds(due.seq);
-        while self
-            .deadlines
-            .peek()
-            .is_some_and(|Reverse(due)| !is_live(due))
-        {
+        while self.deadlines.peek().is_some_and(|Reverse(due)| !is_live(due)) {
             self.deadlines.pop();
         }
         if self.deadlines.len() > 2 * self.deadlines_live + LEFTOVERS_MIN {
@@ -193,20 +185,13 @@ struct Slot<T> {
 
 impl<T> Lane<T> {
     fn new() -> Self {
-        Self {
-            slots: VecDeque::new(),
-            occupied: 0,
-            seq_next: 0,
-        }
+        Self { slots: VecDeque::new(), occupied: 0, seq_next: 0 }
     }
 
     fn push(&mut self, entry: Entry<T>) -> u64 {
         let seq = self.seq_next;
         self.seq_next += 1;
-        self.slots.push_back(Slot {
-            seq,
-            entry: Some(entry),
-        });
+        self.slots.push_back(Slot { seq, entry: Some(entry) });
         self.occupied += 1;
         seq
     }
@@ -235,8 +220,7 @@ impl<T> Lane<T> {
     }
 
     fn holds(&self, seq: u64) -> bool {
-        self.find(seq)
-            .is_some_and(|index| self.slots[index].entry.is_some())
+        self.find(seq).is_some_and(|index| self.slots[index].entry.is_some())
     }
 
     fn find(&self, seq: u64) -> Option<usize> {
@@ -270,15 +254,7 @@ mod tests {
     fn push(queue: &mut Queue<()>, level: u8, deadline: Option<Instant>) {
         let priority = Priority::new(level).expect("levels count from 1");
         let arrived = start();
-        queue
-            .push(Entry {
-                item: (),
-                rows: 1,
-                priority,
-                arrived,
-                deadline,
-            })
-            .expect("deep enough");
+        queue.push(Entry { item: (), rows: 1, priority, arrived, deadline }).expect("deep enough");
     }
 
     #[test]
@@ -318,9 +294,6 @@ mod tests {
         queue.expire(t + MS, &mut expired);
         assert_eq!((expired.len(), queue.len()), (100, 6));
         queue.expire(t + 2 * MS, &mut expired);
-        assert_eq!(
-            (expired.len(), queue.len(), queue.next_deadline()),
-            (105, 1, None)
-        );
+        assert_eq!((expired.len(), queue.len(), queue.next_deadline()), (105, 1, None));
     }
 }

@@ -47,9 +47,7 @@ pub enum Finish {
 
 /// The broker's committed offset lies below one that was committed before: somebody reset the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "committed offset went back from {base} to {committed}: was the consumer group reset while a worker ran?"
-)]
+#[error("committed offset went back from {base} to {committed}: was the consumer group reset while a worker ran?")]
 pub struct OffsetWentBack {
     /// What this tracker knows to be committed.
     pub base: i64,
@@ -77,13 +75,7 @@ impl<R> Tracker<R> {
     #[must_use]
     pub fn new(base: i64) -> Self {
         assert!(base >= 0, "{base} is not an offset");
-        Self {
-            base,
-            slots: VecDeque::new(),
-            run_len: 0,
-            unfinished: 0,
-            highest_delivered: None,
-        }
+        Self { base, slots: VecDeque::new(), run_len: 0, unfinished: 0, highest_delivered: None }
     }
 
     /// Tracks an offset that was handed on. Offsets rise strictly; gaps are allowed.
@@ -92,19 +84,13 @@ impl<R> Tracker<R> {
     /// When `offset` is not above all delivered before, or below the base: a record would be scored twice.
     pub fn deliver(&mut self, offset: i64) {
         assert!(
-            offset >= self.base
-                && self
-                    .highest_delivered
-                    .is_none_or(|highest| offset > highest),
+            offset >= self.base && self.highest_delivered.is_none_or(|highest| offset > highest),
             "offset {offset} delivered again: base {}, highest delivered {:?}",
             self.base,
             self.highest_delivered
         );
         self.highest_delivered = Some(offset);
-        self.slots.push_back(Slot {
-            offset,
-            state: State::Unfinished,
-        });
+        self.slots.push_back(Slot { offset, state: State::Unfinished });
         self.unfinished += 1;
     }
 
@@ -139,13 +125,10 @@ impl<R> Tracker<R> {
 
     /// The finished offsets that can be committed now, lowest first, with their replies.
     pub fn run(&self) -> impl Iterator<Item = (i64, &R)> {
-        self.slots
-            .iter()
-            .take(self.run_len)
-            .filter_map(|slot| match &slot.state {
-                State::Finished(reply) => Some((slot.offset, reply)),
-                State::Unfinished => None,
-            })
+        self.slots.iter().take(self.run_len).filter_map(|slot| match &slot.state {
+            State::Finished(reply) => Some((slot.offset, reply)),
+            State::Unfinished => None,
+        })
     }
 
     /// How many [`run`](Self::run) yields. O(1).
@@ -163,13 +146,8 @@ impl<R> Tracker<R> {
     /// When the run is shorter than `n`.
     #[must_use]
     pub fn position_after(&self, n: usize) -> i64 {
-        assert!(
-            n <= self.run_len,
-            "{n} replies of a run of {}",
-            self.run_len
-        );
-        n.checked_sub(1)
-            .map_or(self.base, |last| self.slots[last].offset + 1)
+        assert!(n <= self.run_len, "{n} replies of a run of {}", self.run_len);
+        n.checked_sub(1).map_or(self.base, |last| self.slots[last].offset + 1)
     }
 
     /// The first `n` replies of the run and the offset behind them are committed: forgets them.
@@ -189,18 +167,11 @@ impl<R> Tracker<R> {
     /// When `committed` lies below the base. Nothing changes then.
     pub fn committed_to(&mut self, committed: i64) -> Result<usize, OffsetWentBack> {
         if committed < self.base {
-            return Err(OffsetWentBack {
-                base: self.base,
-                committed,
-            });
+            return Err(OffsetWentBack { base: self.base, committed });
         }
         self.base = committed;
         let below = self.slots.partition_point(|slot| slot.offset < committed);
-        let unfinished = self
-            .slots
-            .drain(..below)
-            .filter(|slot| matches!(slot.state, State::Unfinished))
-            .count();
+        let unfinished = self.slots.drain(..below).filter(|slot| matches!(slot.state, State::Unfinished)).count();
         self.unfinished -= unfinished;
         self.run_len = self.run_len.saturating_sub(below);
         // An unfinished offset that broke the run may be among the forgotten.
@@ -242,26 +213,14 @@ impl<R> Tracker<R> {
         let first = self.slots.front()?.offset;
         // Gaps only ever make a slot's index smaller than its distance from the first offset.
         let guess = usize::try_from(offset.checked_sub(first)?).ok()?;
-        if self
-            .slots
-            .get(guess)
-            .is_some_and(|slot| slot.offset == offset)
-        {
+        if self.slots.get(guess).is_some_and(|slot| slot.offset == offset) {
             return Some(guess);
         }
-        self.slots
-            .binary_search_by_key(&offset, |slot| slot.offset)
-            .ok()
+        self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
     }
 
     fn extend_run(&mut self) {
-        while matches!(
-            self.slots.get(self.run_len),
-            Some(Slot {
-                state: State::Finished(_),
-                ..
-            })
-        ) {
+        while matches!(self.slots.get(self.run_len), Some(Slot { state: State::Finished(_), .. })) {
             self.run_len += 1;
         }
     }
@@ -291,14 +250,8 @@ mod tests {
         assert_eq!(tracker.finish(11, "b"), Finish::Accepted);
         assert_eq!((tracker.run_len(), tracker.unfinished()), (0, 2));
         assert_eq!(tracker.finish(10, "a"), Finish::Accepted);
-        assert_eq!(
-            tracker.run().collect::<Vec<_>>(),
-            [(10, &"a"), (11, &"b"), (13, &"c")]
-        );
-        assert_eq!(
-            [0, 1, 2, 3].map(|n| tracker.position_after(n)),
-            [10, 11, 12, 14]
-        );
+        assert_eq!(tracker.run().collect::<Vec<_>>(), [(10, &"a"), (11, &"b"), (13, &"c")]);
+        assert_eq!([0, 1, 2, 3].map(|n| tracker.position_after(n)), [10, 11, 12, 14]);
     }
 
     #[test]
@@ -308,25 +261,12 @@ mod tests {
             assert_eq!(tracker.finish(offset, "x"), Finish::Accepted);
         }
         tracker.commit(2);
-        assert_eq!(
-            (tracker.base(), tracker.run_len(), tracker.len()),
-            (12, 1, 2)
-        );
+        assert_eq!((tracker.base(), tracker.run_len(), tracker.len()), (12, 1, 2));
         tracker.commit(1);
-        assert_eq!(
-            (tracker.base(), tracker.run_len(), tracker.len()),
-            (14, 0, 1)
-        );
+        assert_eq!((tracker.base(), tracker.run_len(), tracker.len()), (14, 0, 1));
         assert_eq!(tracker.finish(20, "d"), Finish::Accepted);
         tracker.commit(1);
-        assert_eq!(
-            (
-                tracker.base(),
-                tracker.is_empty(),
-                tracker.highest_delivered()
-            ),
-            (21, true, Some(20))
-        );
+        assert_eq!((tracker.base(), tracker.is_empty(), tracker.highest_delivered()), (21, true, Some(20)));
     }
 
     #[test]
@@ -343,11 +283,7 @@ mod tests {
     fn an_offset_that_was_never_delivered_is_unknown() {
         let mut tracker = with_gaps();
         for offset in [i64::MIN, 9, 12, 19, 21, i64::MAX] {
-            assert_eq!(
-                tracker.finish(offset, "x"),
-                Finish::Unknown,
-                "offset {offset}"
-            );
+            assert_eq!(tracker.finish(offset, "x"), Finish::Unknown, "offset {offset}");
         }
         assert_eq!(tracker.unfinished(), 4);
     }
@@ -358,17 +294,8 @@ mod tests {
         assert_eq!(tracker.finish(13, "c"), Finish::Accepted);
         // 10 and 11 were unfinished here, yet the broker has them: 13 can be committed next.
         assert_eq!(tracker.committed_to(12), Ok(2));
-        assert_eq!(
-            (tracker.base(), tracker.run_len(), tracker.unfinished()),
-            (12, 1, 1)
-        );
-        assert_eq!(
-            tracker.committed_to(11),
-            Err(OffsetWentBack {
-                base: 12,
-                committed: 11
-            })
-        );
+        assert_eq!((tracker.base(), tracker.run_len(), tracker.unfinished()), (12, 1, 1));
+        assert_eq!(tracker.committed_to(11), Err(OffsetWentBack { base: 12, committed: 11 }));
         assert_eq!(tracker.base(), 12);
         assert_eq!(tracker.committed_to(100), Ok(2));
         assert_eq!((tracker.base(), tracker.is_empty()), (100, true));
@@ -401,10 +328,7 @@ mod tests {
 
     impl Naive {
         fn run(&self) -> Vec<(i64, u32)> {
-            self.map
-                .iter()
-                .map_while(|(&offset, reply)| reply.map(|reply| (offset, reply)))
-                .collect()
+            self.map.iter().map_while(|(&offset, reply)| reply.map(|reply| (offset, reply))).collect()
         }
 
         fn finish(&mut self, offset: i64, reply: u32) -> Finish {
@@ -455,18 +379,10 @@ mod tests {
         ]
     }
 
-    fn take(
-        step: &Step,
-        reply: u32,
-        naive: &mut Naive,
-        tracker: &mut Tracker<u32>,
-    ) -> Result<(), TestCaseError> {
+    fn take(step: &Step, reply: u32, naive: &mut Naive, tracker: &mut Tracker<u32>) -> Result<(), TestCaseError> {
         match *step {
             Step::Deliver { gap } => {
-                let next = naive
-                    .highest
-                    .map_or(naive.base, |highest| naive.base.max(highest + 1))
-                    + gap;
+                let next = naive.highest.map_or(naive.base, |highest| naive.base.max(highest + 1)) + gap;
                 naive.map.insert(next, None);
                 naive.highest = Some(next);
                 tracker.deliver(next);
@@ -485,17 +401,11 @@ mod tests {
             }
             Step::CommittedTo { above } if above < 0 => {
                 let (base, committed) = (naive.base, naive.base + above);
-                prop_assert_eq!(
-                    tracker.committed_to(committed),
-                    Err(OffsetWentBack { base, committed })
-                );
+                prop_assert_eq!(tracker.committed_to(committed), Err(OffsetWentBack { base, committed }));
             }
             Step::CommittedTo { above } => {
                 let committed = naive.base + above;
-                prop_assert_eq!(
-                    tracker.committed_to(committed),
-                    Ok(naive.move_base(committed))
-                );
+                prop_assert_eq!(tracker.committed_to(committed), Ok(naive.move_base(committed)));
             }
         }
         Ok(())

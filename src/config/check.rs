@@ -18,8 +18,8 @@ use super::cross;
 use super::error::Problem;
 use super::places::{Places, join};
 use super::raw::{
-    BytesText, DurationText, PinMode, RawBatch, RawClientValue, RawConfig, RawEngine, RawKafka,
-    RawModel, RawPin, RawRoute,
+    BytesText, DurationText, PinMode, RawBatch, RawClientValue, RawConfig, RawEngine, RawKafka, RawModel, RawPin,
+    RawRoute,
 };
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
@@ -42,22 +42,9 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(6
 
 /// The config, and what is wrong with it; it is worth something only where nothing is.
 pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config, Vec<Problem>) {
-    let mut check = Check {
-        places,
-        problems: Vec::new(),
-    };
-    let models: Vec<Model> = raw
-        .model
-        .iter()
-        .enumerate()
-        .map(|(at, model)| check.model(at, model, base_dir))
-        .collect();
-    let routes: Vec<Route> = raw
-        .route
-        .iter()
-        .enumerate()
-        .map(|(at, route)| check.route(at, route, &models))
-        .collect();
+    let mut check = Check { places, problems: Vec::new() };
+    let models: Vec<Model> = raw.model.iter().enumerate().map(|(at, model)| check.model(at, model, base_dir)).collect();
+    let routes: Vec<Route> = raw.route.iter().enumerate().map(|(at, route)| check.route(at, route, &models)).collect();
     let between = cross::check(&routes, &models, places);
     check.problems.extend(between);
     let config = Config {
@@ -66,13 +53,8 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
         routes,
         models,
         engine: check.engine(raw.engine),
-        admin: Admin {
-            listen: check.listen(&raw.admin.listen),
-        },
-        log: Log {
-            format: raw.log.format,
-            level: raw.log.level,
-        },
+        admin: Admin { listen: check.listen(&raw.admin.listen) },
+        log: Log { format: raw.log.format, level: raw.log.level },
     };
     (config, check.problems)
 }
@@ -94,25 +76,13 @@ impl Check<'_> {
         self.refuse(key, format!("got {got}, wants {wanted}"));
     }
 
-    fn duration(
-        &mut self,
-        key: &str,
-        text: &DurationText,
-        bounds: &RangeInclusive<Duration>,
-    ) -> Duration {
+    fn duration(&mut self, key: &str, text: &DurationText, bounds: &RangeInclusive<Duration>) -> Duration {
         match parse_duration(&text.0) {
             Some(duration) if bounds.contains(&duration) => duration,
             _ => {
-                let (min, max) = (
-                    duration_words(*bounds.start()),
-                    duration_words(*bounds.end()),
-                );
+                let (min, max) = (duration_words(*bounds.start()), duration_words(*bounds.end()));
                 let form = "with its unit, such as \"5ms\", \"20s\" or \"1m30s\"";
-                self.wants(
-                    key,
-                    &text.0,
-                    &format!("a duration from {min} to {max} {form}"),
-                );
+                self.wants(key, &text.0, &format!("a duration from {min} to {max} {form}"));
                 *bounds.start()
             }
         }
@@ -120,24 +90,17 @@ impl Check<'_> {
 
     fn bytes(&mut self, key: &str, text: &BytesText, bounds: &RangeInclusive<u64>) -> NonZeroUsize {
         let bytes = parse_bytes(&text.0).filter(|bytes| bounds.contains(bytes));
-        bytes
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .and_then(NonZeroUsize::new)
-            .unwrap_or_else(|| {
-                let (min, max) = (bytes_words(*bounds.start()), bytes_words(*bounds.end()));
-                let form = "with its unit, such as \"512B\", \"64KiB\" or \"8MiB\"";
-                self.wants(key, &text.0, &format!("a size from {min} to {max} {form}"));
-                NonZeroUsize::MIN
-            })
+        bytes.and_then(|bytes| usize::try_from(bytes).ok()).and_then(NonZeroUsize::new).unwrap_or_else(|| {
+            let (min, max) = (bytes_words(*bounds.start()), bytes_words(*bounds.end()));
+            let form = "with its unit, such as \"512B\", \"64KiB\" or \"8MiB\"";
+            self.wants(key, &text.0, &format!("a size from {min} to {max} {form}"));
+            NonZeroUsize::MIN
+        })
     }
 
     fn topic(&mut self, key: &str, name: String) -> String {
         if !is_topic(&name) {
-            self.wants(
-                key,
-                &name,
-                "a topic: 1 to 249 of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\"",
-            );
+            self.wants(key, &name, "a topic: 1 to 249 of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\"");
         }
         name
     }
@@ -155,11 +118,7 @@ impl Check<'_> {
 
     fn listen(&mut self, text: &str) -> SocketAddr {
         text.parse().unwrap_or_else(|_| {
-            self.wants(
-                "admin.listen",
-                text,
-                "an IP address and a port, such as \"127.0.0.1:9640\" or \"[::1]:9640\"",
-            );
+            self.wants("admin.listen", text, "an IP address and a port, such as \"127.0.0.1:9640\" or \"[::1]:9640\"");
             SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
         })
     }
@@ -169,34 +128,21 @@ impl Check<'_> {
 impl Check<'_> {
     fn kafka(&mut self, raw: RawKafka) -> Kafka {
         if !raw.brokers.split(',').all(is_broker) {
-            self.wants(
-                "kafka.brokers",
-                &raw.brokers,
-                "\"host:port\", several joined by commas",
-            );
+            self.wants("kafka.brokers", &raw.brokers, "\"host:port\", several joined by commas");
         }
         let group = raw.group.unwrap_or_else(|| "group".to_owned());
         let group_chars = group.chars().count();
         if group_chars == 0 || group_chars > GROUP_CHARS_MAX || group.contains(char::is_control) {
-            let wanted =
-                format!("1 to {GROUP_CHARS_MAX} characters, no control characters among them");
+            let wanted = format!("1 to {GROUP_CHARS_MAX} characters, no control characters among them");
             self.wants("kafka.group", &group, &wanted);
         }
         Kafka {
             brokers: raw.brokers,
             group,
             start: raw.start,
-            commit_interval: self.duration(
-                "kafka.commit_interval",
-                &raw.commit_interval,
-                &COMMIT_INTERVAL,
-            ),
+            commit_interval: self.duration("kafka.commit_interval", &raw.commit_interval, &COMMIT_INTERVAL),
             commit_records_max: raw.commit_records_max,
-            commit_bytes_max: self.bytes(
-                "kafka.commit_bytes_max",
-                &raw.commit_bytes_max,
-                &COMMIT_BYTES,
-            ),
+            commit_bytes_max: self.bytes("kafka.commit_bytes_max", &raw.commit_bytes_max, &COMMIT_BYTES),
             drain_timeout: self.duration("kafka.drain_timeout", &raw.drain_timeout, &DRAIN_TIMEOUT),
             client: self.client(raw.client),
         }
@@ -206,10 +152,7 @@ impl Check<'_> {
         let mut client = BTreeMap::new();
         for (name, value) in raw {
             if let Some(reason) = refusal(&name) {
-                self.refuse(
-                    &join("kafka.client", &name),
-                    format!("may not be set here: {reason}"),
-                );
+                self.refuse(&join("kafka.client", &name), format!("may not be set here: {reason}"));
             }
             let text = match value {
                 RawClientValue::Text(text) => text,
@@ -226,13 +169,9 @@ impl Check<'_> {
     fn route(&mut self, at: usize, raw: &RawRoute, models: &[Model]) -> Route {
         let key = |name: &str| format!("route[{at}].{name}");
         let inputs = raw.input.iter().flatten().enumerate();
-        let input: Vec<String> = inputs
-            .map(|(at, topic)| self.topic(&format!("{}[{at}]", key("input")), topic.clone()))
-            .collect();
-        let reply_topic = raw
-            .reply_topic
-            .clone()
-            .map(|topic| self.topic(&key("reply_topic"), topic));
+        let input: Vec<String> =
+            inputs.map(|(at, topic)| self.topic(&format!("{}[{at}]", key("input")), topic.clone())).collect();
+        let reply_topic = raw.reply_topic.clone().map(|topic| self.topic(&key("reply_topic"), topic));
         let mut reply_topics_allowed = Vec::with_capacity(raw.reply_topics_allowed.len());
         for (at, text) in raw.reply_topics_allowed.iter().enumerate() {
             let key = format!("{}[{at}]", key("reply_topics_allowed"));
@@ -245,22 +184,14 @@ impl Check<'_> {
             reply_topics_allowed,
             deadline_from: raw.deadline_from,
             reply_metadata: raw.reply_metadata,
-            record_bytes_max: self.bytes(
-                &key("record_bytes_max"),
-                &raw.record_bytes_max,
-                &RECORD_BYTES,
-            ),
+            record_bytes_max: self.bytes(&key("record_bytes_max"), &raw.record_bytes_max, &RECORD_BYTES),
             compacted: raw.compacted,
         }
     }
 
     fn allowed(&mut self, key: &str, text: &str, input: &[String]) -> Option<TopicPattern> {
         let Some(pattern) = TopicPattern::new(text) else {
-            self.wants(
-                key,
-                text,
-                "a topic in which \"*\" may stand for any characters",
-            );
+            self.wants(key, text, "a topic in which \"*\" may stand for any characters");
             return None;
         };
         if let Some(topic) = input.iter().find(|topic| pattern.matches(topic)) {
@@ -275,69 +206,41 @@ impl Check<'_> {
     }
 
     fn model_of_route(&mut self, route: &str, name: Option<&str>, models: &[Model]) -> usize {
-        let names = || -> Vec<String> {
-            models
-                .iter()
-                .map(|model| format!("{:?}", model.name))
-                .collect()
-        };
+        let names = || -> Vec<String> { models.iter().map(|model| format!("{:?}", model.name)).collect() };
         let Some(name) = name else {
             if models.len() > 1 {
-                let message = format!(
-                    "is missing, and there are several models; name {}",
-                    listed(&names(), "or")
-                );
+                let message = format!("is missing, and there are several models; name {}", listed(&names(), "or"));
                 self.refuse(&format!("{route}.model"), message);
             }
             return 0;
         };
         // A model without a name has been reported, and may be the one that is meant.
         let all_named = !models.is_empty() && models.iter().all(|model| !model.name.is_empty());
-        models
-            .iter()
-            .position(|model| model.name == name)
-            .unwrap_or_else(|| {
-                if all_named {
-                    let key = format!("{route}.model");
-                    let got = self.places.quoted(&key, name);
-                    self.refuse(
-                        &key,
-                        format!(
-                            "got {got}, but no [[model]] has that name; there is {}",
-                            listed(&names(), "and")
-                        ),
-                    );
-                }
-                0
-            })
+        models.iter().position(|model| model.name == name).unwrap_or_else(|| {
+            if all_named {
+                let key = format!("{route}.model");
+                let got = self.places.quoted(&key, name);
+                self.refuse(
+                    &key,
+                    format!("got {got}, but no [[model]] has that name; there is {}", listed(&names(), "and")),
+                );
+            }
+            0
+        })
     }
 
     fn model(&mut self, at: usize, raw: &RawModel, base_dir: &Path) -> Model {
         let key = |name: &str| format!("model[{at}].{name}");
-        if let Some(name) = raw
-            .name
-            .as_deref()
-            .filter(|name| !is_name(name, MODEL_NAME_CHARS_MAX))
-        {
-            let wanted = format!(
-                "1 to {MODEL_NAME_CHARS_MAX} of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\""
-            );
+        if let Some(name) = raw.name.as_deref().filter(|name| !is_name(name, MODEL_NAME_CHARS_MAX)) {
+            let wanted = format!("1 to {MODEL_NAME_CHARS_MAX} of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\"");
             self.wants(&key("name"), name, &wanted);
         }
         if raw.path.as_deref() == Some("") {
             self.wants(&key("path"), "", "the path of a model file");
         }
-        let sha256 = if raw.sha256.is_empty() {
-            None
-        } else {
-            parse_sha256(&raw.sha256)
-        };
+        let sha256 = if raw.sha256.is_empty() { None } else { parse_sha256(&raw.sha256) };
         if sha256.is_none() && !raw.sha256.is_empty() {
-            self.wants(
-                &key("sha256"),
-                &raw.sha256,
-                "64 hex digits, as sha256sum prints them, or \"\" for any file",
-            );
+            self.wants(&key("sha256"), &raw.sha256, "64 hex digits, as sha256sum prints them, or \"\" for any file");
         }
         Model {
             name: raw.name.clone().unwrap_or_default(),
@@ -353,22 +256,14 @@ impl Check<'_> {
         let default = raw.priority_default.map_or(levels.get().min(2), u8::from);
         if default > levels.get() {
             let key = format!("{key}.priority_default");
-            self.refuse(
-                &key,
-                format!("got {default}, but priority_levels is {levels}; wants 1 to {levels}"),
-            );
+            self.refuse(&key, format!("got {default}, but priority_levels is {levels}; wants 1 to {levels}"));
         }
         let timeout = self.duration(&format!("{key}.timeout"), &raw.timeout, &TIMEOUT);
         Batch {
             batch_size_max: raw.batch_size_max,
-            queue_delay_max: self.duration(
-                &format!("{key}.queue_delay_max"),
-                &raw.queue_delay_max,
-                &QUEUE_DELAY,
-            ),
+            queue_delay_max: self.duration(&format!("{key}.queue_delay_max"), &raw.queue_delay_max, &QUEUE_DELAY),
             priority_levels: levels,
-            priority_default: Priority::new(default)
-                .expect("it comes from numbers that are not zero"),
+            priority_default: Priority::new(default).expect("it comes from numbers that are not zero"),
             queue_depth_max: raw.queue_depth_max,
             timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
         }
@@ -394,11 +289,7 @@ impl Check<'_> {
                 Pin::Cores(cores)
             }
         };
-        Engine {
-            num_threads,
-            pin,
-            in_flight_max: raw.in_flight_max,
-        }
+        Engine { num_threads, pin, in_flight_max: raw.in_flight_max }
     }
 }
 
@@ -410,23 +301,13 @@ fn is_broker(text: &str) -> bool {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
         _ => (address, None),
     };
-    let is_host = !host.is_empty()
-        && !host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
+    let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/');
     is_host && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 fn parse_sha256(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u8> = text
-        .chars()
-        .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
-        .collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits
-        .chunks_exact(2)
-        .map(|pair| pair[0] << 4 | pair[1])
-        .collect();
-    if digits.len() == 64 {
-        bytes.try_into().ok()
-    } else {
-        None
-    }
+    let digits: Vec<u8> =
+        text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    if digits.len() == 64 { bytes.try_into().ok() } else { None }
 }

@@ -7,74 +7,33 @@ use secrecy::{ExposeSecret, SecretString};
 
 /// Keys that are refused, each with the reason and the remedy. A `*` at the end stands for any ending.
 const REFUSED: &[(&[&str], &str)] = &[
-    (
-        &["bootstrap.servers", "metadata.broker.list"],
-        "use kafka.brokers",
-    ),
+    (&["bootstrap.servers", "metadata.broker.list"], "use kafka.brokers"),
     (&["group.id"], "use kafka.group"),
+    (&["group.instance.id"], "it is made from instance; set instance or --instance"),
+    (&["transactional.id"], "it is made from kafka.group and instance; set those"),
+    (&["auto.offset.reset"], "a lost position must not skip or repeat records; use kafka.start for a new group"),
     (
-        &["group.instance.id"],
-        "it is made from instance; set instance or --instance",
-    ),
-    (
-        &["transactional.id"],
-        "it is made from kafka.group and instance; set those",
-    ),
-    (
-        &["auto.offset.reset"],
-        "a lost position must not skip or repeat records; use kafka.start for a new group",
-    ),
-    (
-        &[
-            "enable.auto.commit",
-            "auto.commit.enable",
-            "enable.auto.offset.store",
-        ],
+        &["enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store"],
         "offsets are committed in one transaction with the replies; remove it",
     ),
+    (&["isolation.level"], "records of aborted transactions must not be scored; remove it"),
     (
-        &["isolation.level"],
-        "records of aborted transactions must not be scored; remove it",
-    ),
-    (
-        &[
-            "enable.idempotence",
-            "enable.gapless.guarantee",
-            "acks",
-            "request.required.acks",
-            "max.in.flight*",
-        ],
+        &["enable.idempotence", "enable.gapless.guarantee", "acks", "request.required.acks", "max.in.flight*"],
         "transactions need an idempotent producer that waits for all replicas; remove it",
     ),
     (
-        &[
-            "transaction.timeout.ms",
-            "message.timeout.ms",
-            "delivery.timeout.ms",
-            "socket.timeout.ms",
-        ],
+        &["transaction.timeout.ms", "message.timeout.ms", "delivery.timeout.ms", "socket.timeout.ms"],
         "the time-outs of a transaction are set to fit each other; remove it",
     ),
     (
-        &[
-            "partition.assignment.strategy",
-            "group.protocol",
-            "group.remote.assignor",
-        ],
+        &["partition.assignment.strategy", "group.protocol", "group.remote.assignor"],
         "revoked partitions are drained by a protocol that the worker chooses; remove it",
     ),
 ];
 
 /// Parts of a key that tell that its value is a secret.
-const SECRET_PARTS: &[&str] = &[
-    "password",
-    "passphrase",
-    "secret",
-    "token",
-    "key.pem",
-    "jaas.config",
-    "oauthbearer.config",
-];
+const SECRET_PARTS: &[&str] =
+    &["password", "passphrase", "secret", "token", "key.pem", "jaas.config", "oauthbearer.config"];
 
 /// A value for librdkafka.
 #[derive(Clone, Debug)]
@@ -90,11 +49,7 @@ impl ClientValue {
     #[must_use]
     pub fn new(key: &str, value: String) -> Self {
         let key = key.to_ascii_lowercase();
-        if SECRET_PARTS.iter().any(|part| key.contains(part)) {
-            Self::Secret(value.into())
-        } else {
-            Self::Plain(value)
-        }
+        if SECRET_PARTS.iter().any(|part| key.contains(part)) { Self::Secret(value.into()) } else { Self::Plain(value) }
     }
 
     /// The text for librdkafka, and for nobody else.
@@ -125,13 +80,8 @@ impl fmt::Display for ClientValue {
 
 /// Why this key may not be passed on, if it may not.
 pub(super) fn refusal(key: &str) -> Option<&'static str> {
-    let is_key = |name: &str| {
-        name.strip_suffix('*')
-            .map_or(key == name, |start| key.starts_with(start))
-    };
-    let refused = REFUSED
-        .iter()
-        .find(|(names, _)| names.iter().any(|name| is_key(name)));
+    let is_key = |name: &str| name.strip_suffix('*').map_or(key == name, |start| key.starts_with(start));
+    let refused = REFUSED.iter().find(|(names, _)| names.iter().any(|name| is_key(name)));
     refused.map(|&(_, reason)| reason)
 }
 
@@ -141,21 +91,13 @@ mod tests {
 
     #[test]
     fn secrets_are_known_by_their_key() {
-        for key in [
-            "sasl.password",
-            "ssl.key.pem",
-            "sasl.oauthbearer.client.secret",
-            "SSL.Keystore.Password",
-        ] {
+        for key in ["sasl.password", "ssl.key.pem", "sasl.oauthbearer.client.secret", "SSL.Keystore.Password"] {
             let value = ClientValue::new(key, "hunter2".to_owned());
             assert_eq!(value.expose(), "hunter2");
             assert_eq!(value.to_string(), "***");
             assert!(!format!("{value:?}").contains("hunter2"), "{key}");
         }
-        assert_eq!(
-            ClientValue::new("security.protocol", "SASL_SSL".to_owned()).to_string(),
-            "SASL_SSL"
-        );
+        assert_eq!(ClientValue::new("security.protocol", "SASL_SSL".to_owned()).to_string(), "SASL_SSL");
     }
 
     #[test]
@@ -168,12 +110,7 @@ mod tests {
         for key in refused.split_whitespace() {
             assert!(refusal(key).is_some(), "{key}");
         }
-        for key in [
-            "session.timeout.ms",
-            "sasl.password",
-            "security.protocol",
-            "linger.ms",
-        ] {
+        for key in ["session.timeout.ms", "sasl.password", "security.protocol", "linger.ms"] {
             assert_eq!(refusal(key), None, "{key}");
         }
     }

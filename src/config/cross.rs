@@ -20,17 +20,12 @@ fn doubled_names(models: &[Model], places: &Places) -> Vec<Problem> {
     let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
     let mut problems = Vec::new();
     // A model without a name has been reported.
-    for (at, model) in models
-        .iter()
-        .enumerate()
-        .filter(|(_, model)| !model.name.is_empty())
-    {
+    for (at, model) in models.iter().enumerate().filter(|(_, model)| !model.name.is_empty()) {
         let first = *owners.entry(&model.name).or_insert(at);
         if first != at {
             let key = format!("model[{at}].name");
             let got = places.quoted(&key, &model.name);
-            let message =
-                format!("{got} is also the name of model[{first}]; give each model its own");
+            let message = format!("{got} is also the name of model[{first}]; give each model its own");
             problems.push(places.problem(&key, message));
         }
     }
@@ -65,11 +60,7 @@ fn circles(routes: &[Route], places: &Places) -> Vec<Problem> {
         readers.position(|route| route.input.iter().any(|input| input == topic))
     };
     let mut problems = Vec::new();
-    for (at, route) in routes
-        .iter()
-        .enumerate()
-        .filter(|(_, route)| !route.reply_topic.is_empty())
-    {
+    for (at, route) in routes.iter().enumerate().filter(|(_, route)| !route.reply_topic.is_empty()) {
         let mut path = vec![at];
         let mut next = reader_of(&route.reply_topic);
         // A circle is told once, at its lowest route; a path that meets itself elsewhere is another route's circle.
@@ -80,16 +71,10 @@ fn circles(routes: &[Route], places: &Places) -> Vec<Problem> {
         if next == Some(at) {
             let key = format!("route[{at}].reply_topic");
             let got = places.quoted(&key, &route.reply_topic);
-            let through: Vec<String> = path[1..]
-                .iter()
-                .map(|reader| format!("route[{reader}]"))
-                .collect();
+            let through: Vec<String> = path[1..].iter().map(|reader| format!("route[{reader}]")).collect();
             let how = match through.as_slice() {
                 [] => "is also an input of this route".to_owned(),
-                through => format!(
-                    "leads back to an input of this route through {}",
-                    listed(through, "and")
-                ),
+                through => format!("leads back to an input of this route through {}", listed(through, "and")),
             };
             let end = "so that replies would be scored again without end; choose another topic";
             problems.push(places.problem(&key, format!("{got} {how}, {end}")));

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::raw::{
-    BytesText, DurationText, PinMode, RawAdmin, RawBatch, RawClientValue, RawConfig, RawEngine,
-    RawKafka, RawLog, RawModel, RawPin, RawRoute,
+    BytesText, DurationText, PinMode, RawAdmin, RawBatch, RawClientValue, RawConfig, RawEngine, RawKafka, RawLog,
+    RawModel, RawPin, RawRoute,
 };
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
@@ -22,36 +22,21 @@ pub fn dump(config: &Config) -> String {
     let raw = RawConfig {
         instance: literal(&config.instance),
         kafka: kafka(&config.kafka),
-        route: config
-            .routes
-            .iter()
-            .map(|route| self::route(route, config))
-            .collect(),
+        route: config.routes.iter().map(|route| self::route(route, config)).collect(),
         model: config.models.iter().map(model).collect(),
         engine: engine(&config.engine),
-        admin: RawAdmin {
-            listen: config.admin.listen.to_string(),
-        },
-        log: RawLog {
-            format: config.log.format,
-            level: config.log.level,
-        },
+        admin: RawAdmin { listen: config.admin.listen.to_string() },
+        log: RawLog { format: config.log.format, level: config.log.level },
     };
-    toml::to_string(&raw).expect(
-        "the raw types hold only what TOML has: tables with text keys, and whole numbers in i64",
-    )
+    toml::to_string(&raw)
+        .expect("the raw types hold only what TOML has: tables with text keys, and whole numbers in i64")
 }
 
 fn kafka(kafka: &Kafka) -> RawKafka {
     let client: BTreeMap<_, _> = kafka
         .client
         .iter()
-        .map(|(key, value)| {
-            (
-                key.clone(),
-                RawClientValue::Text(literal(&value.to_string())),
-            )
-        })
+        .map(|(key, value)| (key.clone(), RawClientValue::Text(literal(&value.to_string()))))
         .collect();
     RawKafka {
         brokers: literal(&kafka.brokers),
@@ -70,11 +55,7 @@ fn route(route: &Route, config: &Config) -> RawRoute {
         input: Some(route.input.clone()),
         model: Some(config.model_of(route).name.clone()),
         reply_topic: Some(route.reply_topic.clone()),
-        reply_topics_allowed: route
-            .reply_topics_allowed
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        reply_topics_allowed: route.reply_topics_allowed.iter().map(ToString::to_string).collect(),
         deadline_from: route.deadline_from,
         reply_metadata: route.reply_metadata,
         record_bytes_max: bytes(route.record_bytes_max.get()),
@@ -94,9 +75,7 @@ fn model(model: &Model) -> RawModel {
 
 fn hex(digest: &[u8; 32]) -> String {
     let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits
-        .filter_map(|digit| char::from_digit(u32::from(digit), 16))
-        .collect()
+    digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
 fn batch(batch: &Batch) -> RawBatch {

@@ -107,11 +107,7 @@ impl Route {
     /// Whether a request may have its reply sent to `topic`.
     #[must_use]
     pub fn allows_reply_topic(&self, topic: &str) -> bool {
-        topic == self.reply_topic
-            || self
-                .reply_topics_allowed
-                .iter()
-                .any(|pattern| pattern.matches(topic))
+        topic == self.reply_topic || self.reply_topics_allowed.iter().any(|pattern| pattern.matches(topic))
     }
 }
 
@@ -188,43 +184,21 @@ impl Config {
     /// The file cannot be read, or has problems: all of them are in the error.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            file: file.clone(),
-            source,
-        })?;
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { file: file.clone(), source })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         // Absolute, so that what `dump` prints means the same from every folder.
-        let base_dir =
-            std::path::absolute(folder.join(".")).unwrap_or_else(|_| folder.to_path_buf());
-        load(&Input {
-            text: &text,
-            base_dir: &base_dir,
-            env: &ProcessEnvironment,
-            overrides,
-        })
-        .map_err(|problems| ConfigError::Invalid { file, problems })
+        let base_dir = std::path::absolute(folder.join(".")).unwrap_or_else(|_| folder.to_path_buf());
+        load(&Input { text: &text, base_dir: &base_dir, env: &ProcessEnvironment, overrides })
+            .map_err(|problems| ConfigError::Invalid { file, problems })
     }
 
     /// Validates the text of a config. `file_name` is for messages; relative paths are taken from `base_dir`.
     ///
     /// # Errors
     /// The text has problems: all of them are in the error.
-    pub fn from_toml(
-        text: &str,
-        file_name: &str,
-        base_dir: &Path,
-        env: &dyn Environment,
-    ) -> Result<Self, ConfigError> {
-        load(&Input {
-            text,
-            base_dir,
-            env,
-            overrides: &Overrides::default(),
-        })
-        .map_err(|problems| ConfigError::Invalid {
-            file: file_name.to_owned(),
-            problems,
-        })
+    pub fn from_toml(text: &str, file_name: &str, base_dir: &Path, env: &dyn Environment) -> Result<Self, ConfigError> {
+        load(&Input { text, base_dir, env, overrides: &Overrides::default() })
+            .map_err(|problems| ConfigError::Invalid { file: file_name.to_owned(), problems })
     }
 
     /// The model that scores a route of this config.
@@ -247,10 +221,7 @@ fn load(input: &Input<'_>) -> Result<Config, Vec<Problem>> {
     let (config, found) = check::check(shaped.raw, &shaped.places, input.base_dir);
     let mut problems = shaped.problems;
     // What stands in for a refused value is nobody's fault.
-    let news: Vec<Problem> = found
-        .into_iter()
-        .filter(|new| problems.iter().all(|told| told.key != new.key))
-        .collect();
+    let news: Vec<Problem> = found.into_iter().filter(|new| problems.iter().all(|told| told.key != new.key)).collect();
     problems.extend(news);
     if problems.is_empty() {
         return Ok(config);

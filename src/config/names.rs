@@ -24,15 +24,8 @@ pub(super) fn unknown_key(key: &str, table: &Json, root: &Json) -> String {
 /// A table's name as the file writes it: `[kafka]`, `[[route]]`, `[model.batch]`.
 pub(super) fn table_header(table: &str) -> String {
     let is_list = table.ends_with(']');
-    let name: String = table
-        .split('[')
-        .map(|part| part.split_once(']').map_or(part, |(_, rest)| rest))
-        .collect();
-    if is_list {
-        format!("[[{name}]]")
-    } else {
-        format!("[{name}]")
-    }
+    let name: String = table.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect();
+    if is_list { format!("[[{name}]]") } else { format!("[{name}]") }
 }
 
 fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
@@ -42,27 +35,16 @@ fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
         let is_part = key.len() >= 4 && (name.contains(&key) || key.contains(name));
         is_part || edits * 5 <= 2 * name.len().max(key.len())
     };
-    let edits = known
-        .iter()
-        .map(|&name| (strsim::damerau_levenshtein(&key, name), name));
-    edits
-        .filter(|&(edits, name)| is_near(name, edits))
-        .min_by_key(|&(edits, _)| edits)
-        .map(|(_, name)| name)
+    let edits = known.iter().map(|&name| (strsim::damerau_levenshtein(&key, name), name));
+    edits.filter(|&(edits, name)| is_near(name, edits)).min_by_key(|&(edits, _)| edits).map(|(_, name)| name)
 }
 
 /// All the places that have a key of this name.
 fn homes(key: &str, table: &Json, path: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (name, schema) in keys_of(table) {
-        let inner = if path.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{path}.{name}")
-        };
-        let list = of_type(schema, "array")
-            .map(|list| &list["items"])
-            .filter(|items| items["type"] == "object");
+        let inner = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        let list = of_type(schema, "array").map(|list| &list["items"]).filter(|items| items["type"] == "object");
         if name == key {
             found.push(match (path, list) {
                 ("", None) => "at the top, before the first table".to_owned(),
@@ -84,12 +66,7 @@ mod tests {
 
     #[test]
     fn the_nearest_name() {
-        let known = [
-            "batch_size_max",
-            "queue_delay_max",
-            "timeout",
-            "num_threads",
-        ];
+        let known = ["batch_size_max", "queue_delay_max", "timeout", "num_threads"];
         assert_eq!(nearest("batch_size", &known), Some("batch_size_max"));
         assert_eq!(nearest("queue-delay-max", &known), Some("queue_delay_max"));
         assert_eq!(nearest("tiemout", &known), Some("timeout"));

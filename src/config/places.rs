@@ -25,15 +25,8 @@ struct Place {
 
 impl Places {
     pub(super) fn new(text: &str) -> Self {
-        let after_newlines = text
-            .bytes()
-            .enumerate()
-            .filter(|&(_, byte)| byte == b'\n')
-            .map(|(at, _)| at + 1);
-        Self {
-            line_starts: std::iter::once(0).chain(after_newlines).collect(),
-            keys: BTreeMap::new(),
-        }
+        let after_newlines = text.bytes().enumerate().filter(|&(_, byte)| byte == b'\n').map(|(at, _)| at + 1);
+        Self { line_starts: std::iter::once(0).chain(after_newlines).collect(), keys: BTreeMap::new() }
     }
 
     /// The line, from 1, that holds this byte of the file.
@@ -54,38 +47,19 @@ impl Places {
 
     /// Notes that the value came from the command line.
     pub(super) fn set_by_option(&mut self, key: &str, option: &'static str) {
-        self.keys.insert(
-            key.to_owned(),
-            Place {
-                option: Some(option),
-                ..Place::default()
-            },
-        );
+        self.keys.insert(key.to_owned(), Place { option: Some(option), ..Place::default() });
     }
 
     /// A problem with the value of a key; it stands on the key's line, or for a key that is not there its table's.
     pub(super) fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
         let option = self.keys.get(key).and_then(|place| place.option);
-        let line = if option.is_some() {
-            None
-        } else {
-            self.line(key)
-        };
-        Problem {
-            line,
-            key: option.unwrap_or(key).to_owned(),
-            message: message.into(),
-        }
+        let line = if option.is_some() { None } else { self.line(key) };
+        Problem { line, key: option.unwrap_or(key).to_owned(), message: message.into() }
     }
 
     /// A text for a message, in quotes: as the file has it, for what was put in may be a secret.
     pub(super) fn quoted(&self, key: &str, text: &str) -> String {
-        quoted(
-            self.keys
-                .get(key)
-                .and_then(|place| place.written.as_deref())
-                .unwrap_or(text),
-        )
+        quoted(self.keys.get(key).and_then(|place| place.written.as_deref()).unwrap_or(text))
     }
 
     fn line(&self, key: &str) -> Option<usize> {
@@ -98,24 +72,14 @@ impl Places {
 
 /// A text in quotes, cut where it is long.
 pub(super) fn quoted(text: &str) -> String {
-    let end = text
-        .char_indices()
-        .nth(SHOWN_CHARS_MAX)
-        .map_or(text.len(), |(at, _)| at);
+    let end = text.char_indices().nth(SHOWN_CHARS_MAX).map_or(text.len(), |(at, _)| at);
     let more = if end < text.len() { "…" } else { "" };
     format!("{:?}", format!("{}{more}", &text[..end]))
 }
 
 /// The dotted path of a key in a table; quoted where TOML needs it.
 pub(super) fn join(table: &str, key: &str) -> String {
-    let bare = !key.is_empty()
-        && key
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+    let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
     let key = if bare { key.to_owned() } else { quoted(key) };
-    if table.is_empty() {
-        key
-    } else {
-        format!("{table}.{key}")
-    }
+    if table.is_empty() { key } else { format!("{table}.{key}") }
 }

@@ -14,11 +14,8 @@ use serde_json::{Map, Value as Json};
 /// The JSON Schema of worker.toml (draft 2020-12), without references, each key with its description and default.
 #[must_use]
 pub fn schema() -> Schema {
-    let settings =
-        SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-    let mut schema = settings
-        .into_generator()
-        .into_root_schema_for::<RawConfig>();
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings.into_generator().into_root_schema_for::<RawConfig>();
     if let Some(root) = schema.as_object_mut() {
         close_tables(root);
     }
@@ -29,25 +26,15 @@ pub fn schema() -> Schema {
 fn close_tables(table: &mut Map<String, Json>) {
     table.insert("additionalProperties".to_owned(), false.into());
     let keys = table.get_mut("properties").and_then(Json::as_object_mut);
-    for schema in keys
-        .into_iter()
-        .flat_map(|keys| keys.values_mut().filter_map(Json::as_object_mut))
-    {
+    for schema in keys.into_iter().flat_map(|keys| keys.values_mut().filter_map(Json::as_object_mut)) {
         let is_table = |schema: &Map<String, Json>| schema.contains_key("properties");
-        let is_list = schema
-            .get("items")
-            .and_then(Json::as_object)
-            .is_some_and(is_table);
+        let is_list = schema.get("items").and_then(Json::as_object).is_some_and(is_table);
         if is_list || is_table(schema) {
             schema.remove("default");
         }
         if is_table(schema) {
             close_tables(schema);
-        } else if let Some(items) = schema
-            .get_mut("items")
-            .and_then(Json::as_object_mut)
-            .filter(|_| is_list)
-        {
+        } else if let Some(items) = schema.get_mut("items").and_then(Json::as_object_mut).filter(|_| is_list) {
             close_tables(items);
         }
     }
@@ -421,18 +408,12 @@ impl Default for RawBatch {
 
 impl Default for RawEngine {
     fn default() -> Self {
-        Self {
-            num_threads: 0,
-            pin: RawPin::Mode(PinMode::Auto),
-            in_flight_max: const { count(65_536) },
-        }
+        Self { num_threads: 0, pin: RawPin::Mode(PinMode::Auto), in_flight_max: const { count(65_536) } }
     }
 }
 
 impl Default for RawAdmin {
     fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:9640".to_owned(),
-        }
+        Self { listen: "127.0.0.1:9640".to_owned() }
     }
 }

@@ -31,35 +31,17 @@ pub(super) struct Shaped {
 pub(super) fn shape(input: &Input<'_>) -> Result<Shaped, Vec<Problem>> {
     let places = Places::new(input.text);
     // Only the first fault of the syntax: a parser that goes on after one reports what is none.
-    let document =
-        DeTable::parse(input.text).map_err(|error| vec![syntax_problem(&error, &places)])?;
+    let document = DeTable::parse(input.text).map_err(|error| vec![syntax_problem(&error, &places)])?;
     let root = schema().to_value();
-    let mut walk = Walk {
-        input,
-        root: &root,
-        places,
-        problems: Vec::new(),
-    };
+    let mut walk = Walk { input, root: &root, places, problems: Vec::new() };
     let table = walk.table("", document.get_ref(), &root);
-    let Walk {
-        places,
-        mut problems,
-        ..
-    } = walk;
+    let Walk { places, mut problems, .. } = walk;
     match RawConfig::deserialize(toml::Value::Table(table)) {
-        Ok(raw) => Ok(Shaped {
-            raw,
-            places,
-            problems,
-        }),
+        Ok(raw) => Ok(Shaped { raw, places, problems }),
         // The walk lets nothing through that does not fit; should the two ever part, say so rather than guess.
         Err(error) => {
             let message = format!("does not fit the schema: {}", error.message());
-            problems.push(Problem {
-                line: None,
-                key: String::new(),
-                message,
-            });
+            problems.push(Problem { line: None, key: String::new(), message });
             Err(problems)
         }
     }
@@ -67,11 +49,7 @@ pub(super) fn shape(input: &Input<'_>) -> Result<Shaped, Vec<Problem>> {
 
 fn syntax_problem(error: &toml::de::Error, places: &Places) -> Problem {
     let line = error.span().map(|span| places.line_of_byte(span.start));
-    Problem {
-        line,
-        key: String::new(),
-        message: format!("not valid TOML: {}", error.message()),
-    }
+    Problem { line, key: String::new(), message: format!("not valid TOML: {}", error.message()) }
 }
 
 struct Walk<'a> {
@@ -122,18 +100,9 @@ impl Walk<'_> {
     }
 
     /// A key that the file does not have: needed, or with a default that takes substitution, or left to `raw`.
-    fn absent(
-        &mut self,
-        at: &str,
-        name: &str,
-        schema: &Json,
-        is_required: bool,
-    ) -> Option<toml::Value> {
+    fn absent(&mut self, at: &str, name: &str, schema: &Json, is_required: bool) -> Option<toml::Value> {
         let key = join(at, name);
-        if let Some(default) = schema["default"]
-            .as_str()
-            .filter(|text| text.contains("${"))
-        {
+        if let Some(default) = schema["default"].as_str().filter(|text| text.contains("${")) {
             return self.text(&key, default).map(toml::Value::String);
         }
         if !is_required {
@@ -141,11 +110,7 @@ impl Walk<'_> {
         }
         let line = match schema["type"].as_str() {
             Some("object") => {
-                return Some(toml::Value::Table(self.table(
-                    &key,
-                    &DeTable::new(),
-                    schema,
-                )));
+                return Some(toml::Value::Table(self.table(&key, &DeTable::new(), schema)));
             }
             Some("array") if schema["items"]["type"] == "object" => {
                 self.refuse(&key, format!("is missing; add a [[{name}]] table"));
@@ -154,19 +119,11 @@ impl Walk<'_> {
             Some("array") => format!("{name} = [\"…\"]"),
             _ => format!("{name} = \"…\""),
         };
-        self.refuse(
-            &key,
-            format!("is missing; add {line} under {}", table_header(at)),
-        );
+        self.refuse(&key, format!("is missing; add {line} under {}", table_header(at)));
         None
     }
 
-    fn value(
-        &mut self,
-        key: &str,
-        value: &Spanned<DeValue<'_>>,
-        schema: &Json,
-    ) -> Option<toml::Value> {
+    fn value(&mut self, key: &str, value: &Spanned<DeValue<'_>>, schema: &Json) -> Option<toml::Value> {
         match value.get_ref() {
             DeValue::Table(table) => {
                 if let Some(schema) = of_type(schema, "object") {
@@ -179,15 +136,11 @@ impl Walk<'_> {
                 if let Some(schema) = of_type(schema, "array") {
                     return self.list(key, list, schema);
                 }
-                let is_section =
-                    schema["type"] == "object" && list.iter().all(|item| item.get_ref().is_table());
+                let is_section = schema["type"] == "object" && list.iter().all(|item| item.get_ref().is_table());
                 self.refuse(
                     key,
                     if is_section {
-                        format!(
-                            "got a list of tables; write {} with single brackets",
-                            table_header(key)
-                        )
+                        format!("got a list of tables; write {} with single brackets", table_header(key))
                     } else {
                         format!("got a list, wants {}", words(schema))
                     },
@@ -201,13 +154,7 @@ impl Walk<'_> {
     fn list(&mut self, key: &str, list: &DeArray<'_>, schema: &Json) -> Option<toml::Value> {
         let items_wanted = &schema["items"];
         if list.is_empty() && schema["minItems"].as_u64().is_some_and(|min| min > 0) {
-            self.refuse(
-                key,
-                format!(
-                    "got an empty list, wants {} with at least one",
-                    words(schema)
-                ),
-            );
+            self.refuse(key, format!("got an empty list, wants {} with at least one", words(schema)));
             return None;
         }
         let mut clean = Vec::with_capacity(list.len());
@@ -219,18 +166,15 @@ impl Walk<'_> {
                 (items_wanted["type"] == "object").then(|| toml::Value::Table(toml::Table::new()))
             }));
         }
-        clean
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .map(toml::Value::Array)
+        clean.into_iter().collect::<Option<Vec<_>>>().map(toml::Value::Array)
     }
 
     fn scalar(&mut self, key: &str, value: &DeValue<'_>, schema: &Json) -> Option<toml::Value> {
         let read = match value {
             DeValue::String(text) => Some(toml::Value::String(self.text(key, text)?)),
-            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-                .ok()
-                .map(toml::Value::Integer),
+            DeValue::Integer(number) => {
+                i64::from_str_radix(number.as_str(), number.radix()).ok().map(toml::Value::Integer)
+            }
             DeValue::Float(number) => number.as_str().parse().ok().map(toml::Value::Float),
             DeValue::Boolean(flag) => Some(toml::Value::Boolean(*flag)),
             DeValue::Datetime(date) => Some(toml::Value::Datetime(*date)),
@@ -241,16 +185,9 @@ impl Walk<'_> {
         }
         let message = match value.as_str().filter(|text| is_planned(schema, text)) {
             Some(text) => {
-                let built: Vec<&str> = alternatives(schema)
-                    .iter()
-                    .filter_map(|one| one["const"].as_str())
-                    .collect();
+                let built: Vec<&str> = alternatives(schema).iter().filter_map(|one| one["const"].as_str()).collect();
                 let built: Vec<&str> = built.into_iter().filter(|&name| name != "auto").collect();
-                format!(
-                    "{} is not built yet: this version scores {} only",
-                    quoted(text),
-                    built.join(", ")
-                )
+                format!("{} is not built yet: this version scores {} only", quoted(text), built.join(", "))
             }
             None => format!("got {}, wants {}", written(value), words(schema)),
         };
@@ -280,9 +217,7 @@ impl Walk<'_> {
 }
 
 fn is_planned(schema: &Json, text: &str) -> bool {
-    schema["x-planned"]
-        .as_array()
-        .is_some_and(|planned| planned.iter().any(|name| name == text))
+    schema["x-planned"].as_array().is_some_and(|planned| planned.iter().any(|name| name == text))
 }
 
 /// A value as the file has it, for a message.
@@ -301,22 +236,15 @@ fn written(value: &DeValue<'_>) -> String {
 
 /// What to write where the file has a table that is not wanted.
 fn instead_of_table(key: &str, table: &DeTable<'_>, schema: &Json) -> String {
-    let wants_tables =
-        of_type(schema, "array").is_some_and(|list| list["items"]["type"] == "object");
+    let wants_tables = of_type(schema, "array").is_some_and(|list| list["items"]["type"] == "object");
     if wants_tables {
-        return format!(
-            "got one table; write [{}] with double brackets",
-            table_header(key)
-        );
+        return format!("got one table; write [{}] with double brackets", table_header(key));
     }
     let message = format!("got a table, wants {}", words(schema));
     match (key.strip_prefix("kafka.client."), table.iter().next()) {
         // TOML reads dots as tables, and librdkafka's names are full of them.
         (Some(name), Some((inner, _))) => {
-            format!(
-                "{message}; a name with dots needs quotes: \"{name}.{}\"",
-                inner.get_ref()
-            )
+            format!("{message}; a name with dots needs quotes: \"{name}.{}\"", inner.get_ref())
         }
         _ => message,
     }

@@ -35,15 +35,8 @@ impl Environment for ProcessEnvironment {
     }
 
     fn host_name(&self) -> Option<String> {
-        let read = |path| {
-            fs::read_to_string(path)
-                .ok()
-                .map(|name: String| name.trim().to_owned())
-        };
-        ["/proc/sys/kernel/hostname", "/etc/hostname"]
-            .into_iter()
-            .find_map(read)
-            .filter(|name| !name.is_empty())
+        let read = |path| fs::read_to_string(path).ok().map(|name: String| name.trim().to_owned());
+        ["/proc/sys/kernel/hostname", "/etc/hostname"].into_iter().find_map(read).filter(|name| !name.is_empty())
     }
 }
 
@@ -52,11 +45,7 @@ impl Environment for ProcessEnvironment {
 ///
 /// # Errors
 /// A message that names the variable or file, and the remedy. It never holds what was read.
-pub(super) fn substitute<'t>(
-    text: &'t str,
-    base_dir: &Path,
-    env: &dyn Environment,
-) -> Result<Cow<'t, str>, String> {
+pub(super) fn substitute<'t>(text: &'t str, base_dir: &Path, env: &dyn Environment) -> Result<Cow<'t, str>, String> {
     if !text.contains("${") && !text.contains("$$") {
         return Ok(Cow::Borrowed(text));
     }
@@ -68,9 +57,8 @@ pub(super) fn substitute<'t>(
             filled.push('$');
             tail
         } else if let Some(tail) = after.strip_prefix('{') {
-            let (reference, tail) = tail
-                .split_once('}')
-                .ok_or("\"${\" has no closing \"}\"; write \"$$\" for a plain dollar")?;
+            let (reference, tail) =
+                tail.split_once('}').ok_or("\"${\" has no closing \"}\"; write \"$$\" for a plain dollar")?;
             filled.push_str(&resolve(reference, base_dir, env)?);
             tail
         } else {
@@ -102,17 +90,11 @@ fn resolve(reference: &str, base_dir: &Path, env: &dyn Environment) -> Result<St
         ));
     }
     let host_name = || {
-        if name == "HOSTNAME" {
-            env.host_name()
-        } else {
-            None
-        }
+        if name == "HOSTNAME" { env.host_name() } else { None }
     };
     // As in a shell: `:-` also replaces a variable that is set but empty. An empty host name names nobody.
     let may_be_empty = default.is_none() && name != "HOSTNAME";
-    let value = env
-        .var(name)
-        .filter(|value| may_be_empty || !value.is_empty());
+    let value = env.var(name).filter(|value| may_be_empty || !value.is_empty());
     value
         .or_else(host_name)
         .or_else(|| default.map(str::to_owned))
@@ -122,10 +104,7 @@ fn resolve(reference: &str, base_dir: &Path, env: &dyn Environment) -> Result<St
 fn read(path: &str, base_dir: &Path, env: &dyn Environment) -> Result<String, String> {
     let path = base_dir.join(path);
     let mut text = env.read(&path).map_err(|source| {
-        format!(
-            "the file {} cannot be read: {source}; check the path and who may read it",
-            path.display()
-        )
+        format!("the file {} cannot be read: {source}; check the path and who may read it", path.display())
     })?;
     if text.ends_with('\n') {
         text.pop();
@@ -149,10 +128,8 @@ mod tests {
     use crate::config::tests::Fake;
 
     fn filled(text: &str) -> Result<String, String> {
-        let env = Fake::new(
-            &[("USER_1", "ann"), ("EMPTY", ""), ("TRICKY", "${USER_1}$$")],
-            &[("/run/pw", "a$${b\r\n")],
-        );
+        let env =
+            Fake::new(&[("USER_1", "ann"), ("EMPTY", ""), ("TRICKY", "${USER_1}$$")], &[("/run/pw", "a$${b\r\n")]);
         substitute(text, Path::new("/run"), &env).map(Cow::into_owned)
     }
 
@@ -176,23 +153,14 @@ mod tests {
     #[test]
     fn faults_name_the_remedy() {
         let cases = [
-            (
-                "${NONE}",
-                "the environment variable NONE is not set; set it, or write \"${NONE:-default}\"",
-            ),
-            (
-                "a ${USER_1",
-                "\"${\" has no closing \"}\"; write \"$$\" for a plain dollar",
-            ),
+            ("${NONE}", "the environment variable NONE is not set; set it, or write \"${NONE:-default}\""),
+            ("a ${USER_1", "\"${\" has no closing \"}\"; write \"$$\" for a plain dollar"),
             (
                 "${1+1}",
                 "\"${1+1}\" is neither a variable nor a file; write \"${NAME}\", \"${NAME:-default}\", \
                  \"${file:/path}\", or \"$$\" for a plain dollar",
             ),
-            (
-                "${file:gone}",
-                "the file /run/gone cannot be read: entity not found; check the path and who may read it",
-            ),
+            ("${file:gone}", "the file /run/gone cannot be read: entity not found; check the path and who may read it"),
         ];
         for (text, want) in cases {
             assert_eq!(filled(text), Err(want.to_owned()), "{text}");

@@ -21,8 +21,7 @@ impl TopicPattern {
     #[must_use]
     pub fn new(pattern: &str) -> Option<Self> {
         let names_only = pattern.chars().all(|c| is_topic_char(c) || c == '*');
-        (names_only && !pattern.is_empty() && pattern.len() <= TOPIC_CHARS_MAX)
-            .then(|| Self(pattern.to_owned()))
+        (names_only && !pattern.is_empty() && pattern.len() <= TOPIC_CHARS_MAX).then(|| Self(pattern.to_owned()))
     }
 
     /// Whether the whole of `topic` matches.
@@ -32,10 +31,7 @@ impl TopicPattern {
             return topic == self.0;
         };
         let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-        let Some(inner) = topic
-            .strip_prefix(first)
-            .and_then(|tail| tail.strip_suffix(last))
-        else {
+        let Some(inner) = topic.strip_prefix(first).and_then(|tail| tail.strip_suffix(last)) else {
             return false;
         };
         // The leftmost place for each piece leaves the most room for the next, so this needs no way back.
@@ -87,9 +83,7 @@ mod tests {
     fn naive(pattern: &[u8], topic: &[u8]) -> bool {
         match (pattern.split_first(), topic.split_first()) {
             (None, None) => true,
-            (Some((b'*', rest)), _) => {
-                naive(rest, topic) || (!topic.is_empty() && naive(pattern, &topic[1..]))
-            }
+            (Some((b'*', rest)), _) => naive(rest, topic) || (!topic.is_empty() && naive(pattern, &topic[1..])),
             (Some((p, rest)), Some((t, tail))) => p == t && naive(rest, tail),
             _ => false,
         }

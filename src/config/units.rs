@@ -14,9 +14,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 
 /// "8MiB" (2^20 bytes), "8MB" (10^6 bytes), "512B".
 pub(super) fn parse_bytes(text: &str) -> Option<u64> {
-    let has_unit = text
-        .trim_end()
-        .ends_with(|last: char| last.is_ascii_alphabetic());
+    let has_unit = text.trim_end().ends_with(|last: char| last.is_ascii_alphabetic());
     let size: ByteSize = text.parse().ok()?;
     has_unit.then(|| size.as_u64())
 }
@@ -52,10 +50,7 @@ pub(super) fn bytes_words(bytes: u64) -> String {
 
 fn in_unit(bytes: u64) -> (u64, &'static str) {
     let whole = |&&(unit, _): &&(u64, &str)| bytes > 0 && bytes.is_multiple_of(unit);
-    SIZE_UNITS
-        .iter()
-        .find(whole)
-        .map_or((bytes, "B"), |&(unit, name)| (bytes / unit, name))
+    SIZE_UNITS.iter().find(whole).map_or((bytes, "B"), |&(unit, name)| (bytes / unit, name))
 }
 
 #[cfg(test)]
@@ -78,17 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for bytes in [
-            0,
-            1,
-            1023,
-            1024,
-            1025,
-            1 << 20,
-            3 << 20,
-            (1 << 20) + 1,
-            1 << 30,
-        ] {
+        for bytes in [0, 1, 1023, 1024, 1025, 1 << 20, 3 << 20, (1 << 20) + 1, 1 << 30] {
             assert_eq!(parse_bytes(&bytes_text(bytes)), Some(bytes));
         }
         for us in [0, 1, 999, 1000, 5_000, 61_000_000, 5_400_000_000] {
@@ -99,8 +84,7 @@ mod tests {
 
     #[test]
     fn words_take_the_largest_whole_unit() {
-        let words = [0, 5, 10_000, 60_000, 300_000, 3_600_000]
-            .map(|ms| duration_words(Duration::from_millis(ms)));
+        let words = [0, 5, 10_000, 60_000, 300_000, 3_600_000].map(|ms| duration_words(Duration::from_millis(ms)));
         assert_eq!(words, ["0", "5 ms", "10 s", "60 s", "5 min", "1 h"]);
         assert_eq!(bytes_words(8 << 20), "8 MiB");
     }

@@ -18,11 +18,7 @@ struct Stated<'a> {
 
 impl RouteDecoder {
     /// The reply's address. On an error the rejection goes to the route's own topic.
-    pub(super) fn address(
-        &self,
-        headers: &Headers<'_>,
-        chunk: &mut Chunk,
-    ) -> Result<ReplyAddress, Reject> {
+    pub(super) fn address(&self, headers: &Headers<'_>, chunk: &mut Chunk) -> Result<ReplyAddress, Reject> {
         let Some(stated) = stated(headers) else {
             return Ok(ReplyAddress::Route);
         };
@@ -37,10 +33,7 @@ impl RouteDecoder {
         if partition.is_none() && topic == self.reply_topic {
             return Ok(ReplyAddress::Route);
         }
-        Ok(ReplyAddress::Named {
-            topic: chunk.push_text(topic.as_bytes()),
-            partition,
-        })
+        Ok(ReplyAddress::Named { topic: chunk.push_text(topic.as_bytes()), partition })
     }
 
     fn allowed<'a>(&self, header: &str, topic: &'a [u8]) -> Result<&'a str, Reject> {
@@ -48,8 +41,7 @@ impl RouteDecoder {
             let mut patterns = self.reply_topics_allowed.iter();
             patterns.any(|pattern| pattern.matches(topic))
         };
-        let allowed =
-            |topic: &&str| *topic == self.reply_topic || (is_topic_name(topic) && listed(topic));
+        let allowed = |topic: &&str| *topic == self.reply_topic || (is_topic_name(topic) && listed(topic));
         std::str::from_utf8(topic).ok().filter(allowed).ok_or_else(|| {
             let topic = quoted_bytes(topic);
             bad_request(format!(
@@ -70,19 +62,10 @@ fn stated<'a>(headers: &Headers<'a>) -> Option<Stated<'a>> {
             topic: ("REPLY_TOPIC", headers.smallrye_topic),
             partition: ("REPLY_PARTITION", headers.smallrye_partition),
         },
-        Stated {
-            topic: ("reply_to", headers.faststream_topic),
-            partition: ("", None),
-        },
+        Stated { topic: ("reply_to", headers.faststream_topic), partition: ("", None) },
     ];
     let with_topic = conventions.iter().find(|stated| stated.topic.1.is_some());
-    with_topic
-        .or_else(|| {
-            conventions
-                .iter()
-                .find(|stated| stated.partition.1.is_some())
-        })
-        .copied()
+    with_topic.or_else(|| conventions.iter().find(|stated| stated.partition.1.is_some())).copied()
 }
 
 /// Whether Kafka takes the name. A pattern's `*` matches more, and a name that the broker refuses would fail a whole
@@ -96,12 +79,7 @@ fn partition_number(header: &str, bytes: &[u8]) -> Result<i32, Reject> {
     let wants = "wants a 4-byte big-endian int, 0 or more";
     match <[u8; 4]>::try_from(bytes).map(i32::from_be_bytes) {
         Ok(partition) if partition >= 0 => Ok(partition),
-        Ok(negative) => Err(bad_request(format!(
-            "header {header}: got {negative}, {wants}"
-        ))),
-        Err(_) => Err(bad_request(format!(
-            "header {header}: got {} bytes, {wants}",
-            bytes.len()
-        ))),
+        Ok(negative) => Err(bad_request(format!("header {header}: got {negative}, {wants}"))),
+        Err(_) => Err(bad_request(format!("header {header}: got {} bytes, {wants}", bytes.len()))),
     }
 }

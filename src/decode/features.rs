@@ -46,10 +46,7 @@ pub(super) struct Marks {
 
 impl Marks {
     pub(super) fn new(chunk: &mut Chunk) -> Self {
-        Self {
-            features: chunk.features_mut().len(),
-            names: chunk.text_mark(),
-        }
+        Self { features: chunk.features_mut().len(), names: chunk.text_mark() }
     }
 }
 
@@ -118,24 +115,14 @@ impl Layout {
         };
         let (name, wants) = (clip(&model.name, 60), model.width);
         if self.many() {
-            Err(format!(
-                "features[{row}]: got {got} values, model {name} wants {wants}"
-            ))
+            Err(format!("features[{row}]: got {got} values, model {name} wants {wants}"))
         } else {
-            Err(format!(
-                "features: got {got} values, model {name} wants {wants}"
-            ))
+            Err(format!("features: got {got} values, model {name} wants {wants}"))
         }
     }
 
     /// Replaces the values from `mark` on, which stand in the order of `names`, by whole rows in the model's order.
-    fn order(
-        &self,
-        model: &ModelEntry,
-        names: &[u8],
-        values: &mut Vec<f64>,
-        mark: usize,
-    ) -> Result<(), String> {
+    fn order(&self, model: &ModelEntry, names: &[u8], values: &mut Vec<f64>, mark: usize) -> Result<(), String> {
         let read_end = values.len();
         values.resize(read_end + self.rows * model.width, f64::from_bits(UNFILLED));
         let (read, ordered) = values[mark..].split_at_mut(read_end - mark);
@@ -145,13 +132,11 @@ impl Layout {
         for (row, columns) in ordered.chunks_exact_mut(model.width.max(1)).enumerate() {
             while let Some((name, tail)) = next_name(rest) {
                 rest = tail;
-                let column = model
-                    .feature(name)
-                    .ok_or_else(|| self.unknown(row, name, model))?;
+                let column = model.feature(name).ok_or_else(|| self.unknown(row, name, model))?;
                 let value = read.next().expect("there are as many values as names");
                 let old = mem::replace(&mut columns[column], *value);
                 if old.to_bits() != UNFILLED {
-                    return Err(format!("{}: is there twice", self.place(row, name)));
+                    return Err(format!("{}: the name is given twice", self.place(row, name)));
                 }
             }
             rest = rest.strip_prefix(&[ROW_END]).unwrap_or(rest);
@@ -174,11 +159,7 @@ impl Layout {
 
     fn place(&self, row: usize, name: &str) -> String {
         let name = quoted(name);
-        if self.many() {
-            format!("features[{row}][{name}]")
-        } else {
-            format!("features[{name}]")
-        }
+        if self.many() { format!("features[{row}][{name}]") } else { format!("features[{name}]") }
     }
 }
 
@@ -210,13 +191,7 @@ pub(super) struct FeatureReader<'c> {
 impl<'c> FeatureReader<'c> {
     /// A reader to the end of the chunk's arenas.
     pub(super) fn new(chunk: &'c mut Chunk) -> Self {
-        Self {
-            chunk,
-            layout: Layout::default(),
-            fault: None,
-            item: None,
-            column: None,
-        }
+        Self { chunk, layout: Layout::default(), fault: None, item: None, column: None }
     }
 
     /// How the values lie.
@@ -231,9 +206,7 @@ impl<'c> FeatureReader<'c> {
 
     /// Where the reading stands: `features[1]["age"]`.
     pub(super) fn place(&self) -> String {
-        let item = self
-            .item
-            .map_or_else(String::new, |index| format!("[{index}]"));
+        let item = self.item.map_or_else(String::new, |index| format!("[{index}]"));
         let column = match self.column {
             None => String::new(),
             Some(Column::Index(index)) => format!("[{index}]"),
@@ -249,9 +222,7 @@ impl<'c> FeatureReader<'c> {
         let wants = match (level, self.layout.shape) {
             (Level::Whole, _) => "a row of numbers, rows, or an object by feature name",
             (Level::Item, Some(Shape::Rows)) => "a row of numbers, as the rows before it",
-            (Level::Item, Some(Shape::NamedRows)) => {
-                "an object by feature name, as the rows before it"
-            }
+            (Level::Item, Some(Shape::NamedRows)) => "an object by feature name, as the rows before it",
             (Level::Item | Level::Cell, _) => "a number or null",
         };
         self.fault = Some(format!("{}: got {got}, wants {wants}", self.place()));
@@ -281,13 +252,7 @@ impl<'c> FeatureReader<'c> {
         let mut items = 0;
         loop {
             self.item = Some(items);
-            if seq
-                .next_element_seed(Slot {
-                    reader: self,
-                    level: Level::Item,
-                })?
-                .is_none()
-            {
+            if seq.next_element_seed(Slot { reader: self, level: Level::Item })?.is_none() {
                 break;
             }
             items += 1;
@@ -303,13 +268,7 @@ impl<'c> FeatureReader<'c> {
         let mut cells = 0;
         loop {
             self.column = Some(Column::Index(cells));
-            if seq
-                .next_element_seed(Slot {
-                    reader: self,
-                    level: Level::Cell,
-                })?
-                .is_none()
-            {
+            if seq.next_element_seed(Slot { reader: self, level: Level::Cell })?.is_none() {
                 break;
             }
             cells += 1;
@@ -323,31 +282,20 @@ impl<'c> FeatureReader<'c> {
         let mut cells = 0;
         while let Some(name) = map.next_key_seed(NameSeed { chunk: self.chunk })? {
             self.column = Some(Column::Name(name));
-            map.next_value_seed(Slot {
-                reader: self,
-                level: Level::Cell,
-            })?;
+            map.next_value_seed(Slot { reader: self, level: Level::Cell })?;
             cells += 1;
         }
         self.column = None;
         self.chunk.text_mut().push(ROW_END);
         if cells == 0 && self.fault.is_none() {
-            self.fault = Some(format!(
-                "{}: got an empty object, wants one feature or more",
-                self.place()
-            ));
+            self.fault = Some(format!("{}: got an empty object, wants one feature or more", self.place()));
         }
         self.layout.rows += 1;
         Ok(())
     }
 
     fn end_row(&mut self, width: usize) {
-        let Layout {
-            rows,
-            width: first,
-            uneven,
-            ..
-        } = &mut self.layout;
+        let Layout { rows, width: first, uneven, .. } = &mut self.layout;
         if *rows == 0 {
             *first = width;
         } else if *first != width && uneven.is_none() {
@@ -361,11 +309,7 @@ impl<'a> DeserializeSeed<'a> for &mut FeatureReader<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
-        Slot {
-            reader: self,
-            level: Level::Whole,
-        }
-        .deserialize(deserializer)
+        Slot { reader: self, level: Level::Whole }.deserialize(deserializer)
     }
 }
 
@@ -404,28 +348,19 @@ impl<'a> Visitor<'a> for Slot<'_, '_> {
 
     #[inline]
     fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
-        self.reader
-            .number(self.level, number, || Scalar::Number(number));
+        self.reader.number(self.level, number, || Scalar::Number(number));
         Ok(())
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "features are f64 by the wire format"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "features are f64 by the wire format")]
     fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        self.reader
-            .number(self.level, number as f64, || Scalar::Whole(number.into()));
+        self.reader.number(self.level, number as f64, || Scalar::Whole(number.into()));
         Ok(())
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "features are f64 by the wire format"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "features are f64 by the wire format")]
     fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
-        self.reader
-            .number(self.level, number as f64, || Scalar::Whole(number.into()));
+        self.reader.number(self.level, number as f64, || Scalar::Whole(number.into()));
         Ok(())
     }
 

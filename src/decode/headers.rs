@@ -6,13 +6,8 @@ use super::message::{bad_request, quoted_bytes};
 use crate::record::{Chunk, Reject};
 
 /// The headers that a reply carries over, byte for byte: each convention's correlation, and the trace.
-const ECHOED: [&str; 5] = [
-    "kafka_correlationId",
-    "REPLY_CORRELATION_ID",
-    "correlation_id",
-    "traceparent",
-    "tracestate",
-];
+const ECHOED: [&str; 5] =
+    ["kafka_correlationId", "REPLY_CORRELATION_ID", "correlation_id", "traceparent", "tracestate"];
 
 /// What a record's headers say.
 #[derive(Debug, Default)]
@@ -81,15 +76,8 @@ impl<'a> Headers<'a> {
     /// Rejects a body that says it is no JSON.
     pub(super) fn check_content_type(&self) -> Result<(), Reject> {
         let stated = self.content_type.unwrap_or_default();
-        let kind = stated
-            .split(|byte| *byte == b';')
-            .next()
-            .unwrap_or_default()
-            .trim_ascii();
-        let json_suffix = kind
-            .len()
-            .checked_sub(5)
-            .is_some_and(|at| kind[at..].eq_ignore_ascii_case(b"+json"));
+        let kind = stated.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        let json_suffix = kind.len().checked_sub(5).is_some_and(|at| kind[at..].eq_ignore_ascii_case(b"+json"));
         if kind.is_empty()
             || json_suffix
             || kind.eq_ignore_ascii_case(b"application/json")

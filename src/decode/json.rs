@@ -51,13 +51,7 @@ enum Field {
 }
 
 impl Field {
-    const ALL: [Self; 5] = [
-        Self::Id,
-        Self::Model,
-        Self::Features,
-        Self::Priority,
-        Self::TimeoutMs,
-    ];
+    const ALL: [Self; 5] = [Self::Id, Self::Model, Self::Features, Self::Priority, Self::TimeoutMs];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -83,9 +77,7 @@ pub(super) fn read<'a>(payload: &'a [u8], chunk: &mut Chunk) -> Body<'a> {
         features: FeatureReader::new(chunk),
     };
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let read = deserializer
-        .deserialize_any(&mut reader)
-        .and_then(|()| deserializer.end());
+    let read = deserializer.deserialize_any(&mut reader).and_then(|()| deserializer.end());
     let place = reader.place();
     let mut body = reader.body;
     if let Err(error) = read {
@@ -126,16 +118,16 @@ impl<'a> BodyReader<'_, 'a> {
     /// The field of a name that is read for the first time. A field twice is a fault: neither is taken for the right one.
     fn open(&mut self, name: &str) -> Option<Field> {
         let Some(field) = Field::from_name(name) else {
-            let known = Field::ALL.map(Field::as_str);
-            let nearest = nearest(name, known.into_iter()).unwrap_or_default();
-            let (name, known) = (quoted(name), known.join(", "));
             self.fault(|| {
+                let known = Field::ALL.map(Field::as_str);
+                let nearest = nearest(name, known.into_iter()).unwrap_or_default();
+                let (name, known) = (quoted(name), known.join(", "));
                 format!("unknown field {name}: did you mean \"{nearest}\"? known fields: {known}")
             });
             return None;
         };
         if std::mem::replace(&mut self.seen[field as usize], true) {
-            self.fault(|| format!("field \"{}\" is there twice", field.as_str()));
+            self.fault(|| format!("field \"{}\" is given twice", field.as_str()));
             if field == Field::Id {
                 self.body.id = None;
             }
@@ -243,10 +235,9 @@ impl<'a> Id<'a> {
 
 fn usable_id(id: Id<'_>) -> Result<Id<'_>, String> {
     match &id {
-        Id::Text(text) if text.len() > ID_BYTES_MAX => Err(format!(
-            "id: got {} bytes, wants {ID_BYTES_MAX} at most",
-            text.len()
-        )),
+        Id::Text(text) if text.len() > ID_BYTES_MAX => {
+            Err(format!("id: got {} bytes, wants {ID_BYTES_MAX} at most", text.len()))
+        }
         _ => Ok(id),
     }
 }
@@ -275,10 +266,7 @@ impl Scalar<'_> {
     /// The value as a number.
     pub(super) fn number(&self) -> Option<f64> {
         match self {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "numbers are f64 by the wire format"
-            )]
+            #[expect(clippy::cast_precision_loss, reason = "numbers are f64 by the wire format")]
             Self::Whole(number) => Some(*number as f64),
             Self::Number(number) => Some(*number),
             _ => None,
@@ -402,29 +390,17 @@ fn not_json(error: &serde_json::Error, payload: &[u8], place: &str) -> String {
         return format!("{place}: got {shown}, which is not JSON; null is the missing value");
     }
     if name.eq_ignore_ascii_case("infinity") || name.eq_ignore_ascii_case("inf") {
-        return format!(
-            "{place}: got {shown}, which is not JSON: Infinity is not accepted, null is the missing value"
-        );
+        return format!("{place}: got {shown}, which is not JSON: Infinity is not accepted, null is the missing value");
     }
     format!("the payload is not JSON: {reason}")
 }
 
 /// The number or word around the byte where the parser stopped (line and column count from 1).
 fn token_at(payload: &[u8], line: usize, column: usize) -> &str {
-    let line = payload
-        .split(|byte| *byte == b'\n')
-        .nth(line.saturating_sub(1))
-        .unwrap_or_default();
+    let line = payload.split(|byte| *byte == b'\n').nth(line.saturating_sub(1)).unwrap_or_default();
     let (before, after) = line.split_at(column.saturating_sub(1).min(line.len()));
     let in_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
-    let start = before
-        .iter()
-        .rposition(|byte| !in_token(byte))
-        .map_or(0, |last| last + 1);
-    let end = before.len()
-        + after
-            .iter()
-            .position(|byte| !in_token(byte))
-            .unwrap_or(after.len());
+    let start = before.iter().rposition(|byte| !in_token(byte)).map_or(0, |last| last + 1);
+    let end = before.len() + after.iter().position(|byte| !in_token(byte)).unwrap_or(after.len());
     std::str::from_utf8(&line[start..end]).unwrap_or_default()
 }

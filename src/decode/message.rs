@@ -28,10 +28,7 @@ pub(super) fn clip(text: &str, chars_max: usize) -> Cow<'_, str> {
     if text.len() <= chars_max || text.char_indices().nth(chars_max).is_none() {
         return Cow::Borrowed(text);
     }
-    let end = text
-        .char_indices()
-        .nth(chars_max - 1)
-        .map_or(text.len(), |(index, _)| index);
+    let end = text.char_indices().nth(chars_max - 1).map_or(text.len(), |(index, _)| index);
     Cow::Owned(format!("{}…", &text[..end]))
 }
 
@@ -53,20 +50,14 @@ pub(super) fn nearest<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) ->
 }
 
 /// The known names, the most alike first.
-pub(super) fn nearest_first<'a>(
-    wanted: &str,
-    known: impl Iterator<Item = &'a str>,
-) -> Vec<&'a str> {
+pub(super) fn nearest_first<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut names: Vec<_> = known.collect();
     names.sort_by_cached_key(|name| (distance(wanted, name), *name));
     names
 }
 
 fn distance(wanted: &str, name: &str) -> usize {
-    strsim::levenshtein(
-        &clip(wanted, COMPARED_CHARS_MAX),
-        &clip(name, COMPARED_CHARS_MAX),
-    )
+    strsim::levenshtein(&clip(wanted, COMPARED_CHARS_MAX), &clip(name, COMPARED_CHARS_MAX))
 }
 
 #[cfg(test)]
@@ -88,9 +79,6 @@ mod tests {
         assert_eq!(nearest("agee", ["wage", "age"].into_iter()), Some("age"));
         assert_eq!(nearest("x", ["b", "a"].into_iter()), Some("a"));
         assert_eq!(nearest("x", std::iter::empty()), None);
-        assert_eq!(
-            nearest_first("higs", ["fraud", "higgs"].into_iter()),
-            ["higgs", "fraud"]
-        );
+        assert_eq!(nearest_first("higs", ["fraud", "higgs"].into_iter()), ["higgs", "fraud"]);
     }
 }

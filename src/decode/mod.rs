@@ -17,8 +17,6 @@ mod salvage;
 mod schema;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_naive;
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -30,9 +28,7 @@ use self::message::{bad_request, clip, nearest_first, quoted, quoted_bytes, reje
 pub use self::schema::{RequestBody, RequestFeatures, RequestId, request_schema};
 use crate::config::{DeadlineFrom, TopicPattern};
 use crate::model::{Catalog, ModelEntry};
-use crate::record::{
-    Chunk, ErrorCode, Message, ModelId, NewRequest, Priority, Reject, ReplyAddress, Span, Work,
-};
+use crate::record::{Chunk, ErrorCode, Message, ModelId, NewRequest, Priority, Reject, ReplyAddress, Span, Work};
 
 /// Most bytes of an id, before escaping: every reply repeats it.
 const ID_BYTES_MAX: usize = 1_024;
@@ -78,13 +74,7 @@ pub enum Decoded {
 
 impl RouteDecoder {
     /// Reads a message and pushes its request on the chunk.
-    pub fn decode(
-        &self,
-        message: &Message<'_>,
-        received: Received,
-        catalog: &Catalog,
-        chunk: &mut Chunk,
-    ) -> Decoded {
+    pub fn decode(&self, message: &Message<'_>, received: Received, catalog: &Catalog, chunk: &mut Chunk) -> Decoded {
         if message.payload.is_none() && self.compacted {
             return Decoded::Skipped;
         }
@@ -99,12 +89,7 @@ impl RouteDecoder {
         let (id, work) = match self.body(message, &headers, chunk) {
             Ok(mut body) => {
                 let id = body.id.take();
-                let reading = Reading {
-                    route: self,
-                    message,
-                    received,
-                    headers: &headers,
-                };
+                let reading = Reading { route: self, message, received, headers: &headers };
                 let work = address_fault.and_then(|()| reading.work(body, catalog, chunk, marks));
                 (id, work)
             }
@@ -133,12 +118,7 @@ impl RouteDecoder {
     }
 
     /// The body, if the record may be read at all.
-    fn body<'a>(
-        &self,
-        message: &Message<'a>,
-        headers: &Headers<'_>,
-        chunk: &mut Chunk,
-    ) -> Result<Body<'a>, Reject> {
+    fn body<'a>(&self, message: &Message<'a>, headers: &Headers<'_>, chunk: &mut Chunk) -> Result<Body<'a>, Reject> {
         let Some(payload) = message.payload else {
             return Err(bad_request(
                 "the record is a tombstone (it has no value), wants a JSON object; \
@@ -170,78 +150,45 @@ struct Reading<'r, 'm> {
 
 impl Reading<'_, '_> {
     /// The work of a body, its rows ordered for the model and left in the chunk's feature arena from the mark on.
-    fn work(
-        &self,
-        body: Body<'_>,
-        catalog: &Catalog,
-        chunk: &mut Chunk,
-        marks: Marks,
-    ) -> Result<Work, Reject> {
+    fn work(&self, body: Body<'_>, catalog: &Catalog, chunk: &mut Chunk, marks: Marks) -> Result<Work, Reject> {
         if let Some(fault) = body.fault {
             return Err(bad_request(fault));
         }
         let Some(layout) = body.layout else {
-            return Err(bad_request(
-                "features: missing, wants a row of numbers, rows, or an object by feature name",
-            ));
+            return Err(bad_request("features: missing, wants a row of numbers, rows, or an object by feature name"));
         };
         let model = self.model(body.model.as_ref(), catalog)?;
         let priority = self.priority(body.priority.as_ref(), model)?;
         let deadline = self.deadline(self.timeout(body.timeout_ms.as_ref(), model)?);
         let values_max = self.route.record_bytes_max / 2;
         let rows = layout.rows_for(model, values_max, chunk, marks)?;
-        Ok(chunk.work(
-            model.id,
-            marks.features,
-            rows,
-            layout.many(),
-            priority,
-            deadline,
-        ))
+        Ok(chunk.work(model.id, marks.features, rows, layout.many(), priority, deadline))
     }
 
     /// The model that the header names, else the body, else the route.
-    fn model<'c>(
-        &self,
-        body: Option<&Scalar<'_>>,
-        catalog: &'c Catalog,
-    ) -> Result<&'c ModelEntry, Reject> {
+    fn model<'c>(&self, body: Option<&Scalar<'_>>, catalog: &'c Catalog) -> Result<&'c ModelEntry, Reject> {
         let (place, name) = match (self.headers.model, body) {
             (Some(name), _) => ("header forebay-model", String::from_utf8_lossy(name)),
             (None, Some(Scalar::Text(name))) => ("model", Cow::Borrowed(&**name)),
             (None, Some(other)) => {
-                return Err(bad_request(format!(
-                    "model: got {other}, wants a model's name"
-                )));
+                return Err(bad_request(format!("model: got {other}, wants a model's name")));
             }
             (None, None) => return self.route_model(catalog),
         };
         catalog.by_name(&name).ok_or_else(|| {
             let wanted = quoted(&name);
             let loaded = loaded_names(&name, catalog);
-            reject(
-                ErrorCode::UnknownModel,
-                format!("{place}: no model {wanted} is loaded; loaded: {loaded}"),
-            )
+            reject(ErrorCode::UnknownModel, format!("{place}: no model {wanted} is loaded; loaded: {loaded}"))
         })
     }
 
     fn route_model<'c>(&self, catalog: &'c Catalog) -> Result<&'c ModelEntry, Reject> {
         let loaded = || loaded_names("", catalog);
         let Some(model) = self.route.model else {
-            return Err(bad_request(format!(
-                "model: missing, and the route has no default; loaded: {}",
-                loaded()
-            )));
+            return Err(bad_request(format!("model: missing, and the route has no default; loaded: {}", loaded())));
         };
         catalog.get(model).ok_or_else(|| {
-            reject(
-                ErrorCode::UnknownModel,
-                format!(
-                    "model: the route's model is not loaded; loaded: {}",
-                    loaded()
-                ),
-            )
+            reject(ErrorCode::UnknownModel, format!("model: the route's model is not loaded; loaded: {}", loaded()))
         })
     }
 
@@ -249,9 +196,7 @@ impl Reading<'_, '_> {
     fn priority(&self, body: Option<&Scalar<'_>>, model: &ModelEntry) -> Result<Priority, Reject> {
         let (place, level, got) = match (self.headers.priority, body) {
             (Some(value), _) => {
-                let level = std::str::from_utf8(value)
-                    .ok()
-                    .and_then(|text| text.parse().ok());
+                let level = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                 ("header forebay-priority", level, quoted_bytes(value))
             }
             (None, Some(value)) => ("priority", value.whole(), value.to_string()),
@@ -270,26 +215,17 @@ impl Reading<'_, '_> {
     }
 
     /// The model's timeout, shortened by the one that the header names, or else the body.
-    fn timeout(
-        &self,
-        body: Option<&Scalar<'_>>,
-        model: &ModelEntry,
-    ) -> Result<Option<Duration>, Reject> {
+    fn timeout(&self, body: Option<&Scalar<'_>>, model: &ModelEntry) -> Result<Option<Duration>, Reject> {
         let (place, millis, got) = match (self.headers.timeout_ms, body) {
             (Some(value), _) => {
-                let millis = std::str::from_utf8(value)
-                    .ok()
-                    .and_then(|text| text.parse().ok());
+                let millis = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                 ("header forebay-timeout-ms", millis, quoted_bytes(value))
             }
             (None, Some(value)) => ("timeout_ms", value.number(), value.to_string()),
             (None, None) => return Ok(model.timeout),
         };
-        let Some(millis) = millis.filter(|millis: &f64| millis.is_finite() && *millis >= 0.0)
-        else {
-            return Err(bad_request(format!(
-                "{place}: got {got}, wants a number of milliseconds, 0 (none) or more"
-            )));
+        let Some(millis) = millis.filter(|millis: &f64| millis.is_finite() && *millis >= 0.0) else {
+            return Err(bad_request(format!("{place}: got {got}, wants a number of milliseconds, 0 (none) or more")));
         };
         if millis == 0.0 || millis > TIMEOUT_MS_MAX {
             return Ok(model.timeout);
@@ -313,11 +249,7 @@ impl Reading<'_, '_> {
         match timeout.checked_sub(age) {
             Some(left) => arrived.checked_add(left),
             // Passed before arrival. Where the clock cannot count back that far, arrival is past enough.
-            None => Some(
-                arrived
-                    .checked_sub(age.saturating_sub(timeout))
-                    .unwrap_or(arrived),
-            ),
+            None => Some(arrived.checked_sub(age.saturating_sub(timeout)).unwrap_or(arrived)),
         }
     }
 }
@@ -328,9 +260,7 @@ impl Id<'_> {
         let mark = chunk.text_mark();
         match self {
             Self::Text(text) => push_json(text, chunk),
-            Self::Whole(number) => chunk
-                .text_mut()
-                .extend_from_slice(number.to_string().as_bytes()),
+            Self::Whole(number) => chunk.text_mut().extend_from_slice(number.to_string().as_bytes()),
         }
         chunk.span_from(mark)
     }
@@ -339,22 +269,12 @@ impl Id<'_> {
 /// The id of a request that names none: the record's key, or else its place, which nothing else has.
 fn default_id(message: &Message<'_>, chunk: &mut Chunk) -> Span {
     let mark = chunk.text_mark();
-    let key = message
-        .key
-        .filter(|key| !key.is_empty() && key.len() <= ID_BYTES_MAX);
+    let key = message.key.filter(|key| !key.is_empty() && key.len() <= ID_BYTES_MAX);
     if let Some(key) = key.and_then(|key| std::str::from_utf8(key).ok()) {
         push_json(key, chunk);
     } else {
-        let Message {
-            topic,
-            partition_number,
-            position,
-            ..
-        } = message;
-        push_json(
-            &format!("{topic}/{partition_number}/{}", position.offset),
-            chunk,
-        );
+        let Message { topic, partition_number, position, .. } = message;
+        push_json(&format!("{topic}/{partition_number}/{}", position.offset), chunk);
     }
     chunk.span_from(mark)
 }
@@ -365,16 +285,9 @@ fn push_json(text: &str, chunk: &mut Chunk) {
 
 /// The names of the loaded models for a message, the nearest first.
 fn loaded_names(wanted: &str, catalog: &Catalog) -> String {
-    let names = nearest_first(
-        wanted,
-        catalog.entries().iter().map(|entry| entry.name.as_str()),
-    );
+    let names = nearest_first(wanted, catalog.entries().iter().map(|entry| entry.name.as_str()));
     if names.is_empty() {
         return "none".to_owned();
     }
-    names
-        .iter()
-        .map(|name| clip(name, 60))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|name| clip(name, 60)).collect::<Vec<_>>().join(", ")
 }

@@ -13,18 +13,11 @@ pub(super) fn id_of_broken(payload: &[u8]) -> Option<Id<'_>> {
     let mut at = 0;
     while let Some(&byte) = payload.get(at) {
         let start = at;
-        at = if byte == b'"' {
-            string_end(payload, at)
-        } else {
-            at + 1
-        };
+        at = if byte == b'"' { string_end(payload, at) } else { at + 1 };
         match byte {
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
-            b'"' if depth == 1
-                && matches!(last, b'{' | b',')
-                && &payload[start..at] == b"\"id\"" =>
-            {
+            b'"' if depth == 1 && matches!(last, b'{' | b',') && &payload[start..at] == b"\"id\"" => {
                 let after = payload[at..].trim_ascii_start();
                 if let Some(value) = after.strip_prefix(b":") {
                     let id = whole_id(value)?;
@@ -76,18 +69,9 @@ mod tests {
 
     #[test]
     fn finds_the_outermost_id_only() {
-        assert_eq!(
-            salvaged(r#"{"features":[NaN],"id":"r7"}"#).as_deref(),
-            Some("r7")
-        );
-        assert_eq!(
-            salvaged(r#"{ "id" : -7 , "features":[1,"#).as_deref(),
-            Some("-7")
-        );
-        assert_eq!(
-            salvaged(r#"{"a":{"id":1},"b":"\"id\":2","features":[NaN]}"#),
-            None
-        );
+        assert_eq!(salvaged(r#"{"features":[NaN],"id":"r7"}"#).as_deref(), Some("r7"));
+        assert_eq!(salvaged(r#"{ "id" : -7 , "features":[1,"#).as_deref(), Some("-7"));
+        assert_eq!(salvaged(r#"{"a":{"id":1},"b":"\"id\":2","features":[NaN]}"#), None);
         assert_eq!(salvaged(r#"{"model":"id","features":[NaN]}"#), None);
     }
 

@@ -8,12 +8,20 @@ use super::*;
 use crate::config::DeadlineFrom;
 use crate::decode::{Received, RequestId, RouteDecoder};
 use crate::model::{
-    Catalog, LoadedModel, Model, ModelEntry, ModelError, ModelSchema, ModelType, Scorer,
+    Catalog, LoadedModel, Model, ModelEntry, ModelError, ModelSchema, ModelType, Rows, ScoreError, Scorer,
 };
 use crate::record::{Chunk, Message, ModelId, PartitionId, Position, Priority};
 
-/// A model that is only asked for its name.
+/// A model of which only the name counts: every row scores 0.
 struct Named(ModelSchema);
+struct Zeros;
+
+impl Scorer for Zeros {
+    fn score(&mut self, _: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
+        scores.fill(0.0);
+        Ok(())
+    }
+}
 
 impl Model for Named {
     fn schema(&self) -> &ModelSchema {
@@ -21,7 +29,7 @@ impl Model for Named {
     }
 
     fn scorer(&self) -> Result<Box<dyn Scorer>, ModelError> {
-        Err(ModelError::refused("named", "scores nothing"))
+        Ok(Box::new(Zeros))
     }
 }
 
@@ -42,19 +50,9 @@ fn loaded(name: &str) -> Arc<LoadedModel> {
 fn tickets(bodies: &[&str]) -> Vec<Ticket> {
     let mut catalog = Catalog::default();
     let level = Priority::new(1).unwrap();
-    catalog.put(ModelEntry::new(
-        ModelId(0),
-        "higgs",
-        &schema(),
-        3,
-        level,
-        None,
-    ));
+    catalog.put(ModelEntry::new(ModelId(0), "higgs", &schema(), 3, level, None));
     let mut chunk = Chunk::default();
-    let received = Received {
-        arrived: crate::clock::now(),
-        unix_ms: 0,
-    };
+    let received = Received { arrived: crate::clock::now(), unix_ms: 0 };
     for (route, body) in (0..).zip(bodies) {
         let route = RouteDecoder {
             route,
@@ -68,10 +66,7 @@ fn tickets(bodies: &[&str]) -> Vec<Ticket> {
         let message = Message {
             topic: "t",
             partition_number: 0,
-            position: Position {
-                partition: PartitionId(0),
-                offset: 5,
-            },
+            position: Position { partition: PartitionId(0), offset: 5 },
             timestamp_ms: None,
             key: None,
             payload: Some(body.as_bytes()),
@@ -80,12 +75,7 @@ fn tickets(bodies: &[&str]) -> Vec<Ticket> {
         route.decode(&message, received, &catalog, &mut chunk);
     }
     let (chunk, count) = (Arc::new(chunk), u32::try_from(bodies.len()).unwrap());
-    (0..count)
-        .map(|index| Ticket {
-            chunk: Arc::clone(&chunk),
-            index,
-        })
-        .collect()
+    (0..count).map(|index| Ticket { chunk: Arc::clone(&chunk), index }).collect()
 }
 
 /// A batch of these tickets with one row each, or as many as they ask for, in order.
@@ -124,10 +114,7 @@ fn text(reply: &Reply) -> &str {
     let body: ReplyBody = serde_json::from_str(text).unwrap();
     assert_eq!(serde_json::to_string(&body).unwrap(), text);
     assert_eq!(body.success, reply.error.is_none());
-    assert_eq!(
-        body.error.map(|error| error.code),
-        reply.error.map(|code| code.to_string())
-    );
+    assert_eq!(body.error.map(|error| error.code), reply.error.map(|code| code.to_string()));
     text
 }
 
@@ -139,10 +126,7 @@ fn three_levels_of_metadata() {
         let replies = encode(batch(tickets(&[ROW]), vec![0.973], 1), level);
         text(&replies[0]).to_owned()
     };
-    assert_eq!(
-        of(ReplyMetadata::None),
-        r#"{"id":"r\"1","success":true,"prediction":[0.973]}"#
-    );
+    assert_eq!(of(ReplyMetadata::None), r#"{"id":"r\"1","success":true,"prediction":[0.973]}"#);
     assert_eq!(
         of(ReplyMetadata::Short),
         r#"{"id":"r\"1","success":true,"prediction":[0.973],"metadata":{"model":"higgs","version":"3","batch_size":64,"queue_ms":0.4,"inference_ms":12.0,"cache_hit":false}}"#
@@ -162,23 +146,13 @@ fn three_levels_of_metadata() {
 fn the_prediction_hash_is_plain_blake3() {
     assert_eq!(&prediction_hash(&[]), b"af1349b9f5f9a1a6a0404dea36dcc949");
     let scores = [1.0, -0.0, 0.25];
-    let bytes: Vec<u8> = scores
-        .iter()
-        .flat_map(|score: &f64| score.to_le_bytes())
-        .collect();
-    assert_eq!(
-        prediction_hash(&scores),
-        blake3::hash(&bytes).to_hex().as_bytes()[..32]
-    );
+    let bytes: Vec<u8> = scores.iter().flat_map(|score: &f64| score.to_le_bytes()).collect();
+    assert_eq!(prediction_hash(&scores), blake3::hash(&bytes).to_hex().as_bytes()[..32]);
 }
 
 #[test]
 fn rows_outputs_and_ids() {
-    let bodies = [
-        ROW,
-        r#"{"id":7,"features":[[1,2],[3,4]]}"#,
-        r#"{"features":[[1,2]]}"#,
-    ];
+    let bodies = [ROW, r#"{"id":7,"features":[[1,2],[3,4]]}"#, r#"{"features":[[1,2]]}"#];
     let scores = vec![1.0, 2.0, 3.0, 4.5, 5.0, 6.0, 1e300, -5e-324];
     let replies = encode(batch(tickets(&bodies), scores, 2), ReplyMetadata::None);
     let texts: Vec<_> = replies.iter().map(text).collect();
@@ -197,12 +171,7 @@ fn rows_outputs_and_ids() {
 #[test]
 fn routes_of_a_batch_ask_for_what_they_want() {
     let mut replies = Vec::new();
-    let levels = [
-        ReplyMetadata::Short,
-        ReplyMetadata::None,
-        ReplyMetadata::Short,
-        ReplyMetadata::Full,
-    ];
+    let levels = [ReplyMetadata::Short, ReplyMetadata::None, ReplyMetadata::Full, ReplyMetadata::Short];
     let level_of = |route: u32| levels[route as usize];
     let mut encoder = Encoder::new();
     for name in ["a\"b", "second"] {
@@ -216,10 +185,7 @@ fn routes_of_a_batch_ask_for_what_they_want() {
             assert_eq!(metadata.is_some(), level != ReplyMetadata::None);
             if let Some(metadata) = metadata {
                 assert_eq!(metadata.model.as_deref(), Some(name));
-                assert_eq!(
-                    metadata.prediction_hash.is_some(),
-                    level == ReplyMetadata::Full
-                );
+                assert_eq!(metadata.prediction_hash.is_some(), level == ReplyMetadata::Full);
             }
         }
     }
@@ -305,20 +271,11 @@ fn the_payloads_of_a_batch_share_an_allocation() {
         let batch = batch(tickets(&[ROW; 60]), vec![0.1; 60], 1);
         encoder.encode_batch(batch, |_| ReplyMetadata::Short, &mut replies);
         for pair in replies.windows(2) {
-            let [one, next] = pair else {
-                unreachable!("windows of two")
-            };
-            assert_eq!(
-                one.payload.as_ptr_range().end,
-                next.payload.as_ptr_range().start
-            );
+            let [one, next] = pair else { unreachable!("windows of two") };
+            assert_eq!(one.payload.as_ptr_range().end, next.payload.as_ptr_range().start);
         }
         let start = replies[0].payload.as_ptr();
-        assert_eq!(
-            *first.get_or_insert(start),
-            start,
-            "used again when the last payload is gone"
-        );
+        assert_eq!(*first.get_or_insert(start), start, "used again when the last payload is gone");
     }
 }
 

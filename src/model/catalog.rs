@@ -35,8 +35,17 @@ impl ModelEntry {
         priority_default: Priority,
         timeout: Option<Duration>,
     ) -> Self {
-        let feature_index = schema.feature_names.iter().enumerate().map(|(index, name)| (name.clone(), index)).collect();
-        Self { id, name: name.to_owned(), width: schema.width(), priority_levels, priority_default, timeout, feature_index }
+        let feature_index =
+            schema.feature_names.iter().enumerate().map(|(index, name)| (name.clone(), index)).collect();
+        Self {
+            id,
+            name: name.to_owned(),
+            width: schema.width(),
+            priority_levels,
+            priority_default,
+            timeout,
+            feature_index,
+        }
     }
 
     /// The column of a feature.

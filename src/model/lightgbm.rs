@@ -126,7 +126,9 @@ impl Header {
         let named = field("max_feature_idx").and_then(|value| value.parse::<usize>().ok()).map(|last| last + 1);
         if named != Some(feature_names.len()) {
             let names = feature_names.len();
-            return Err(format!("`max_feature_idx` and the {names} names in `feature_names` disagree: the file is damaged"));
+            return Err(format!(
+                "`max_feature_idx` and the {names} names in `feature_names` disagree: the file is damaged"
+            ));
         }
         let trees = text.lines().filter(|line| line.starts_with("Tree=")).count();
         let mut details = vec![("trees".to_owned(), trees.to_string())];

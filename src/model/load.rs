@@ -60,7 +60,8 @@ pub fn load(file: &ModelBytes, model_type: Option<ModelType>) -> Result<Box<dyn 
         (Some(stated), _) => stated,
         (None, Some(found)) => found,
         (None, None) => {
-            let remedy = "this version scores LightGBM text models, as Booster.save_model writes them (first line `tree`)";
+            let remedy =
+                "this version scores LightGBM text models, as Booster.save_model writes them (first line `tree`)";
             return Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")));
         }
     };

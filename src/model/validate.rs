@@ -76,7 +76,9 @@ pub fn validate(
     if let Some(sample) = sample {
         if sample.rows.len() % width != 0 || sample.rows.len() / width * outputs != sample.expected.len() {
             let (values, expected) = (sample.rows.len(), sample.expected.len());
-            let reason = format!("a sample of {values} values and {expected} outputs does not fit {width} features and {outputs} outputs a row");
+            let reason = format!(
+                "a sample of {values} values and {expected} outputs does not fit {width} features and {outputs} outputs a row"
+            );
             return Err(ModelError::refused(name, reason));
         }
         checks.push(meets(scorer, sample, width, outputs));
@@ -121,7 +123,8 @@ fn permuted(scorer: &mut dyn Scorer, rows: &[f64], batch: &[f64], width: usize, 
         Err(error) => Check { name, passed: false, detail: error },
         Ok(scores) => {
             let differs = scores.chunks(outputs).rev().zip(batch.chunks(outputs)).position(|(a, b)| !same_bits(a, b));
-            let detail = differs.map_or_else(|| format!("{} rows", rows.len() / width), |row| format!("row {row} differs"));
+            let detail =
+                differs.map_or_else(|| format!("{} rows", rows.len() / width), |row| format!("row {row} differs"));
             Check { name, passed: differs.is_none(), detail }
         }
     }

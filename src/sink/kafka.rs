@@ -27,7 +27,9 @@ use crate::commit::{Finish, Tracker};
 use crate::config::{Kafka, ReplyMetadata};
 use crate::encode::Encoder;
 use crate::metrics::Metrics;
-use crate::record::{AssignedPartition, ErrorCode, PartitionId, Reject, Reply, ReplyAddress, Request, ScoredBatch, Ticket};
+use crate::record::{
+    AssignedPartition, ErrorCode, PartitionId, Reject, Reply, ReplyAddress, Request, ScoredBatch, Ticket,
+};
 
 /// The longest wait for one of librdkafka's calls; past it the producer is recycled.
 const CALL_BOUND: Duration = Duration::from_secs(8);
@@ -43,7 +45,9 @@ const RECYCLES_A_MINUTE: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
     /// Another worker has this worker's transactional id.
-    #[error("another worker runs with the same `instance` (transactional.id {0}); it must be unique among running workers")]
+    #[error(
+        "another worker runs with the same `instance` (transactional.id {0}); it must be unique among running workers"
+    )]
     Fenced(String),
     /// Nothing that waiting would mend.
     #[error("{0}")]
@@ -247,7 +251,11 @@ impl Transactions {
         let position = reply.ticket.request().position;
         let Some(partition) = self.partitions.get_mut(&position.partition) else { return };
         if partition.tracker.finish(position.offset, Pending::new(reply)) != Finish::Accepted {
-            tracing::error!(topic = partition.topic, offset = position.offset, "a record ended twice; the first end counts");
+            tracing::error!(
+                topic = partition.topic,
+                offset = position.offset,
+                "a record ended twice; the first end counts"
+            );
         }
     }
 
@@ -259,7 +267,8 @@ impl Transactions {
         let begin = clock::now();
         let back_to_back = self.last_end.is_some_and(|end| begin.saturating_duration_since(end) < IDLE / 10);
         self.last_begin = Some(begin);
-        let done = self.check_addresses(&producer, &take).and_then(|()| self.try_transact(&producer, &take, back_to_back));
+        let done =
+            self.check_addresses(&producer, &take).and_then(|()| self.try_transact(&producer, &take, back_to_back));
         let end = clock::now();
         self.last_end = Some(end);
         let records: usize = take.iter().map(|(_, n)| n).sum();
@@ -287,7 +296,12 @@ impl Transactions {
         }
     }
 
-    fn try_transact(&self, producer: &TransactionalProducer, take: &Take, back_to_back: bool) -> Result<(), TransactionError> {
+    fn try_transact(
+        &self,
+        producer: &TransactionalProducer,
+        take: &Take,
+        back_to_back: bool,
+    ) -> Result<(), TransactionError> {
         let losses = self.sink.inbox.losses();
         fail::fail_point!("sink::begin");
         producer.begin()?;
@@ -314,9 +328,9 @@ impl Transactions {
             return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
         }
         producer.send_offsets(&positions, &group, CALL_BOUND)?;
-        fail::fail_point!("sink::positions_sent");
+        fail::fail_point!("sink::positions_sent", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         producer.commit(CALL_BOUND)?;
-        fail::fail_point!("sink::committed");
+        fail::fail_point!("sink::committed", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         Ok(())
     }
 
@@ -424,7 +438,8 @@ impl Transactions {
             let Some(&(id, offset)) = places.get(*index) else { continue };
             let at_route = self.partitions[&id].tracker.run().find(|(at, _)| *at == offset);
             let at_route = at_route.is_some_and(|(_, pending)| matches!(pending.address(), ReplyAddress::Route));
-            let is_size = matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge);
+            let is_size =
+                matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge);
             if at_route && !is_size {
                 // The route's own topic is gone or closed to us: that is the operator's to mend, not the sender's fault.
                 self.sink.health.not_ready("producer", &format!("the route's reply topic refuses replies: {code}"));
@@ -461,7 +476,9 @@ impl Transactions {
                 self.recycles.retain(|at| now - *at < Duration::from_secs(60));
                 self.recycles.push(now);
                 if self.recycles.len() > RECYCLES_A_MINUTE {
-                    return Err(SinkError::Fatal(format!("transactions fail again and again; the last time: {reason}")));
+                    return Err(SinkError::Fatal(format!(
+                        "transactions fail again and again; the last time: {reason}"
+                    )));
                 }
                 Ok(())
             }
@@ -547,7 +564,8 @@ impl Transactions {
             let found = committed.find_partition(&partition.topic, partition.number).map(|found| found.offset());
             let Some(Offset::Offset(position)) = found else { continue };
             let done = partition.tracker.committed_to(position);
-            let done = done.map_err(|error| SinkError::Fatal(format!("{}/{}: {error}", partition.topic, partition.number)))?;
+            let done =
+                done.map_err(|error| SinkError::Fatal(format!("{}/{}: {error}", partition.topic, partition.number)))?;
             self.sink.inbox.release(done);
         }
         Ok(true)

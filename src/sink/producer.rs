@@ -77,7 +77,8 @@ impl TransactionalProducer {
     pub(super) fn send(&self, outgoing: Outgoing<'_>) -> Result<(), TransactionError> {
         let Outgoing { topic, partition, key, payload, headers, index } = outgoing;
         let timestamp = None;
-        let mut record = BaseRecord { topic, partition, payload: Some(payload), key, timestamp, headers, delivery_opaque: index };
+        let mut record =
+            BaseRecord { topic, partition, payload: Some(payload), key, timestamp, headers, delivery_opaque: index };
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -116,9 +117,8 @@ impl TransactionalProducer {
 
     pub(super) fn commit(&self, bound: Duration) -> Result<(), TransactionError> {
         // SAFETY: the client is alive.
-        let error = unsafe {
-            rdkafka_sys::rd_kafka_commit_transaction(self.producer.client().native_ptr(), millis(bound))
-        };
+        let error =
+            unsafe { rdkafka_sys::rd_kafka_commit_transaction(self.producer.client().native_ptr(), millis(bound)) };
         let Some(error) = NativeError::take(error) else { return Ok(()) };
         self.refused()?;
         Err(error.fate())
@@ -153,9 +153,7 @@ impl TransactionalProducer {
             return refused;
         }
         match error {
-            KafkaError::Transaction(error) => {
-                NativeError { code: error.code(), message: error.string() }.fate()
-            }
+            KafkaError::Transaction(error) => NativeError { code: error.code(), message: error.string() }.fate(),
             error => match error.rdkafka_error_code() {
                 Some(code) => NativeError { code, message: error.to_string() }.fate(),
                 None => TransactionError::Failed(error.to_string()),

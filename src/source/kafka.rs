@@ -13,7 +13,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, RebalanceProtocol};
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, RebalanceProtocol,
+};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
@@ -120,7 +122,8 @@ impl KafkaSource {
         self.paused = paused;
         self.consumer.context().paused.store(paused, Ordering::Relaxed);
         let assignment = self.consumer.assignment();
-        let done = assignment.and_then(|all| if paused { self.consumer.pause(&all) } else { self.consumer.resume(&all) });
+        let done =
+            assignment.and_then(|all| if paused { self.consumer.pause(&all) } else { self.consumer.resume(&all) });
         if let Err(error) = done {
             tracing::warn!(%error, paused, "could not pause or resume the input");
         }

@@ -3,10 +3,7 @@
 use super::*;
 
 fn message(text: &str) -> String {
-    parse(text)
-        .map(|config| dump(&config))
-        .expect_err("a config with problems")
-        .to_string()
+    parse(text).map(|config| dump(&config)).expect_err("a config with problems").to_string()
 }
 
 /// The message for `LEAST` with `old` replaced by `new`.
@@ -18,10 +15,7 @@ fn message_with(old: &str, new: &str) -> String {
 #[test]
 fn text_that_is_not_toml_is_told_by_its_line() {
     let message = message("[kafka]\ngroup = \"a\"\n[kafka\n");
-    assert!(
-        message.starts_with("worker.toml:3: not valid TOML: "),
-        "{message}"
-    );
+    assert!(message.starts_with("worker.toml:3: not valid TOML: "), "{message}");
     assert_eq!(message.lines().count(), 1, "{message}");
 }
 
@@ -38,10 +32,7 @@ fn an_empty_file_names_all_that_is_needed() {
 #[test]
 fn unknown_keys() {
     let with = |lines: &str| message(&format!("{lines}\n{LEAST}"));
-    assert_eq!(
-        with("instnace = 'a'"),
-        "worker.toml:1: instnace: unknown key; did you mean instance?"
-    );
+    assert_eq!(with("instnace = 'a'"), "worker.toml:1: instnace: unknown key; did you mean instance?");
     assert_eq!(
         with("cache = { ttl = '1s' }"),
         "worker.toml:1: cache: unknown key; known here: instance, kafka, route, model, engine, admin, log"
@@ -79,42 +70,21 @@ fn wrong_kinds_and_numbers() {
             "commit_bytes_max = 8_000",
             "kafka.commit_bytes_max: got 8000, wants a size with its unit, such as \"512B\", \"64KiB\" or \"8MiB\"",
         ),
-        (
-            "commit_records_max = 0",
-            "kafka.commit_records_max: got 0, wants a whole number from 1 to 1000000",
-        ),
+        ("commit_records_max = 0", "kafka.commit_records_max: got 0, wants a whole number from 1 to 1000000"),
         (
             "commit_records_max = 99999999999999999999",
             "kafka.commit_records_max: got 99999999999999999999, wants a whole number from 1 to 1000000",
         ),
-        (
-            "commit_records_max = 1.5",
-            "kafka.commit_records_max: got 1.5, wants a whole number from 1 to 1000000",
-        ),
+        ("commit_records_max = 1.5", "kafka.commit_records_max: got 1.5, wants a whole number from 1 to 1000000"),
         (
             "commit_records_max = \"${SECRET}\"",
             "kafka.commit_records_max: got \"${SECRET}\", wants a whole number from 1 to 1000000",
         ),
-        (
-            "start = \"newest\"",
-            "kafka.start: got \"newest\", wants \"earliest\", \"latest\" or \"error\"",
-        ),
-        (
-            "start = true",
-            "kafka.start: got true, wants \"earliest\", \"latest\" or \"error\"",
-        ),
-        (
-            "start = 1979-05-27",
-            "kafka.start: got a date, wants \"earliest\", \"latest\" or \"error\"",
-        ),
-        (
-            "brokers = [\"a:1\"]",
-            "kafka.brokers: got a list, wants a text in quotes",
-        ),
-        (
-            "brokers = \"a\\u0000b\"",
-            "kafka.brokers: holds a NUL character; remove it",
-        ),
+        ("start = \"newest\"", "kafka.start: got \"newest\", wants \"earliest\", \"latest\" or \"error\""),
+        ("start = true", "kafka.start: got true, wants \"earliest\", \"latest\" or \"error\""),
+        ("start = 1979-05-27", "kafka.start: got a date, wants \"earliest\", \"latest\" or \"error\""),
+        ("brokers = [\"a:1\"]", "kafka.brokers: got a list, wants a text in quotes"),
+        ("brokers = \"a\\u0000b\"", "kafka.brokers: holds a NUL character; remove it"),
         (
             "client.sasl.password = \"hunter2\"",
             "kafka.client.sasl: got a table, wants a text in quotes, a whole number, a number or true or false; a name \
@@ -122,38 +92,26 @@ fn wrong_kinds_and_numbers() {
         ),
     ];
     for (line, want) in cases {
-        assert_eq!(
-            message_with("group", &format!("{line}\ngroup")),
-            format!("worker.toml:3: {want}")
-        );
+        assert_eq!(message_with("group", &format!("{line}\ngroup")), format!("worker.toml:3: {want}"));
     }
     let cases = [
         (
             "pin = \"on\"",
             "3: engine.pin: got \"on\", wants \"auto\", \"off\" or a list of whole numbers from 0 to 4095",
         ),
-        (
-            "pin = [0, -1]",
-            "3: engine.pin[1]: got -1, wants a whole number from 0 to 4095",
-        ),
+        ("pin = [0, -1]", "3: engine.pin[1]: got -1, wants a whole number from 0 to 4095"),
         (
             "pin = []",
             "3: engine.pin: got an empty list, wants a list of whole numbers from 0 to 4095 with at least one",
         ),
-        (
-            "pin = [1, 1]",
-            "3: engine.pin: names a core twice; name each core once",
-        ),
+        ("pin = [1, 1]", "3: engine.pin: names a core twice; name each core once"),
         (
             "num_threads = 2\npin = [1]",
             "4: engine.pin: lists 1 of the 2 cores that engine.num_threads asks for; name more, or ask for fewer threads",
         ),
     ];
     for (lines, want) in cases {
-        assert_eq!(
-            message_with("[kafka]", &format!("[engine]\n{lines}\n[kafka]")),
-            format!("worker.toml:{want}")
-        );
+        assert_eq!(message_with("[kafka]", &format!("[engine]\n{lines}\n[kafka]")), format!("worker.toml:{want}"));
     }
 }
 
@@ -168,10 +126,7 @@ fn tables_of_the_wrong_form() {
         "worker.toml:2: kafka: got a list of tables; write [kafka] with single brackets"
     );
     assert_eq!(
-        message(&format!(
-            "route = [1]\n{}",
-            LEAST.replace("[[route]]", "[unused]")
-        )),
+        message(&format!("route = [1]\n{}", LEAST.replace("[[route]]", "[unused]"))),
         "worker.toml:1: route[0]: got 1, wants a table\n\
          worker.toml:6: unused: unknown key; known here: instance, kafka, route, model, engine, admin, log"
     );
@@ -191,54 +146,12 @@ fn bounds_are_told_as_the_descriptions_have_them() {
     let duration = "with its unit, such as \"5ms\", \"20s\" or \"1m30s\"";
     let size = "with its unit, such as \"512B\", \"64KiB\" or \"8MiB\"";
     let cases = [
-        (
-            "kafka",
-            "commit_interval",
-            "61s",
-            "duration",
-            "0 to 60 s",
-            duration,
-        ),
-        (
-            "kafka",
-            "commit_bytes_max",
-            "1B",
-            "size",
-            "1 KiB to 1 GiB",
-            size,
-        ),
-        (
-            "kafka",
-            "drain_timeout",
-            "6m",
-            "duration",
-            "0 to 5 min",
-            duration,
-        ),
-        (
-            "route",
-            "record_bytes_max",
-            "0B",
-            "size",
-            "1 B to 1 GiB",
-            size,
-        ),
-        (
-            "model.batch",
-            "queue_delay_max",
-            "11s",
-            "duration",
-            "0 to 10 s",
-            duration,
-        ),
-        (
-            "model.batch",
-            "timeout",
-            "5",
-            "duration",
-            "0 to 1 h",
-            duration,
-        ),
+        ("kafka", "commit_interval", "61s", "duration", "0 to 60 s", duration),
+        ("kafka", "commit_bytes_max", "1B", "size", "1 KiB to 1 GiB", size),
+        ("kafka", "drain_timeout", "6m", "duration", "0 to 5 min", duration),
+        ("route", "record_bytes_max", "0B", "size", "1 B to 1 GiB", size),
+        ("model.batch", "queue_delay_max", "11s", "duration", "0 to 10 s", duration),
+        ("model.batch", "timeout", "5", "duration", "0 to 1 h", duration),
     ];
     let root = schema().to_value();
     for (table, key, value, kind, bounds, form) in cases {
@@ -257,29 +170,17 @@ fn bounds_are_told_as_the_descriptions_have_them() {
             _ => format!("{key} = \"{value}\"\n{old}"),
         };
         let message = message_with(old, &new);
-        let want =
-            format!(": {prefix}.{key}: got \"{value}\", wants a {kind} from {bounds} {form}");
-        assert!(
-            message.ends_with(&want) && message.lines().count() == 1,
-            "{message}"
-        );
+        let want = format!(": {prefix}.{key}: got \"{value}\", wants a {kind} from {bounds} {form}");
+        assert!(message.ends_with(&want) && message.lines().count() == 1, "{message}");
     }
     // All bounds, these and those in the schema, stand in the descriptions.
-    let texts = cases
-        .iter()
-        .map(|&(table, key, .., bounds, _)| (table, key, bounds.to_owned()));
+    let texts = cases.iter().map(|&(table, key, .., bounds, _)| (table, key, bounds.to_owned()));
     for (table, key, bounds) in texts {
         let table = table.split('.').fold(&root, |schema, name| {
             let inner = &schema["properties"][name];
-            if inner["type"] == "array" {
-                &inner["items"]
-            } else {
-                inner
-            }
+            if inner["type"] == "array" { &inner["items"] } else { inner }
         });
-        let description = table["properties"][key]["description"]
-            .as_str()
-            .expect("a description");
+        let description = table["properties"][key]["description"].as_str().expect("a description");
         assert!(description.contains(&bounds), "{key}: {description}");
     }
 }
@@ -296,10 +197,7 @@ fn names_that_do_not_fit_kafka() {
         format!("worker.toml:7: route[0].reply_topic: got \"${{SECRET}}!\", {topic}")
     );
     assert_eq!(
-        message_with(
-            "reply_topic",
-            "reply_topics_allowed = [\"a b\"]\nreply_topic"
-        ),
+        message_with("reply_topic", "reply_topics_allowed = [\"a b\"]\nreply_topic"),
         "worker.toml:7: route[0].reply_topics_allowed[0]: got \"a b\", wants a topic in which \"*\" may stand for any \
          characters"
     );
@@ -310,20 +208,12 @@ fn names_that_do_not_fit_kafka() {
     for brokers in ["", "a:9092,", "a b:1", "a:99999", "a:0", "http://a:1/x"] {
         assert_eq!(
             message_with("group", &format!("brokers = \"{brokers}\"\ngroup")),
-            format!(
-                "worker.toml:3: kafka.brokers: got \"{brokers}\", wants \"host:port\", several joined by commas"
-            )
+            format!("worker.toml:3: kafka.brokers: got \"{brokers}\", wants \"host:port\", several joined by commas")
         );
     }
     let env = Fake::new(&[("HOSTNAME", "a b")], &[]);
-    let error = Config::from_toml(LEAST, "worker.toml", Path::new("/"), &env)
-        .expect_err("a space in the name");
-    assert!(
-        error
-            .to_string()
-            .starts_with("worker.toml: instance: got \"${HOSTNAME}\", wants 1 to 200 of"),
-        "{error}"
-    );
+    let error = Config::from_toml(LEAST, "worker.toml", Path::new("/"), &env).expect_err("a space in the name");
+    assert!(error.to_string().starts_with("worker.toml: instance: got \"${HOSTNAME}\", wants 1 to 200 of"), "{error}");
 }
 
 #[test]
@@ -351,9 +241,7 @@ fn models_and_batches() {
          \"-\""
     );
     assert_eq!(
-        message(&format!(
-            "{LEAST}[model.batch]\npriority_levels = 3\npriority_default = 4\n"
-        )),
+        message(&format!("{LEAST}[model.batch]\npriority_levels = 3\npriority_default = 4\n")),
         "worker.toml:14: model[0].batch.priority_default: got 4, but priority_levels is 3; wants 1 to 3"
     );
     assert_eq!(
@@ -375,10 +263,7 @@ fn routes_and_models_fit_each_other() {
         "worker.toml:7: route[0].model: got \"frodo\", but no [[model]] has that name; there is \"fraud\""
     );
     assert_eq!(
-        message_with(
-            "[[model]]",
-            "model = \"fraud\"\n[[model]]\nname = \"fraud\"\npath = \"b\"\n[[model]]"
-        ),
+        message_with("[[model]]", "model = \"fraud\"\n[[model]]\nname = \"fraud\"\npath = \"b\"\n[[model]]"),
         "worker.toml:14: model[1].name: \"fraud\" is also the name of model[0]; give each model its own"
     );
 }
@@ -388,21 +273,14 @@ fn replies_never_come_back() {
     let end = "so that replies would be scored again without end; choose another topic";
     assert_eq!(
         message_with("\"scores\"", "\"features\""),
-        format!(
-            "worker.toml:7: route[0].reply_topic: \"features\" is also an input of this route, {end}"
-        )
+        format!("worker.toml:7: route[0].reply_topic: \"features\" is also an input of this route, {end}")
     );
     assert_eq!(
-        message_with(
-            "reply_topic",
-            "reply_topics_allowed = [\"ok\", \"fea*\"]\nreply_topic"
-        ),
+        message_with("reply_topic", "reply_topics_allowed = [\"ok\", \"fea*\"]\nreply_topic"),
         "worker.toml:7: route[0].reply_topics_allowed[1]: \"fea*\" matches \"features\", an input of this route, so that \
          replies could be scored again without end; narrow the pattern"
     );
-    let route = |input: &str, reply: &str| {
-        format!("[[route]]\ninput = [\"{input}\"]\nreply_topic = \"{reply}\"\n")
-    };
+    let route = |input: &str, reply: &str| format!("[[route]]\ninput = [\"{input}\"]\nreply_topic = \"{reply}\"\n");
     let back = LEAST.to_owned() + &route("scores", "more") + &route("more", "features");
     assert_eq!(
         message(&back),
@@ -424,8 +302,7 @@ fn replies_never_come_back() {
 
 #[test]
 fn the_way_through_to_librdkafka_is_guarded() {
-    let client =
-        |line: &str| message_with("[[route]]", &format!("[kafka.client]\n{line}\n[[route]]"));
+    let client = |line: &str| message_with("[[route]]", &format!("[kafka.client]\n{line}\n[[route]]"));
     assert_eq!(
         client("\"enable.auto.commit\" = true"),
         "worker.toml:6: kafka.client.\"enable.auto.commit\": may not be set here: offsets are committed in one \
@@ -460,11 +337,7 @@ type = "python"
 priority_default = 9
 "#;
     let message = message(text);
-    let starts: Vec<&str> = message
-        .lines()
-        .filter_map(|line| line.split(':').nth(2))
-        .map(str::trim)
-        .collect();
+    let starts: Vec<&str> = message.lines().filter_map(|line| line.split(':').nth(2)).map(str::trim).collect();
     let want = [
         "instance",
         "kafka.group",

@@ -20,16 +20,9 @@ pub(super) struct Fake {
 
 impl Fake {
     pub(super) fn new(vars: &[(&str, &str)], files: &[(&str, &str)]) -> Self {
-        let table = |pairs: &[(&str, &str)]| {
-            pairs
-                .iter()
-                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
-                .collect()
-        };
-        Self {
-            vars: table(vars),
-            files: table(files),
-        }
+        let table =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        Self { vars: table(vars), files: table(files) }
     }
 }
 
@@ -172,10 +165,7 @@ level = "debug"
 "#;
 
 fn fake() -> Fake {
-    Fake::new(
-        &[("GROUP", "of $ four"), ("SECRET", "hunter2")],
-        &[("/etc/forebay/secrets/kafka", "hunter2\n")],
-    )
+    Fake::new(&[("GROUP", "of $ four"), ("SECRET", "hunter2")], &[("/etc/forebay/secrets/kafka", "hunter2\n")])
 }
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -195,20 +185,10 @@ fn the_defaults_are_those_of_the_whole_example() {
     assert_eq!(config.kafka.commit_interval, Duration::from_millis(5));
     assert_eq!(config.kafka.commit_bytes_max.get(), 8 << 20);
     assert_eq!(config.routes[0].record_bytes_max.get(), 1 << 20);
-    assert_eq!(
-        config.model_of(&config.routes[0]).path,
-        Path::new("/etc/forebay/models/fraud.txt")
-    );
+    assert_eq!(config.model_of(&config.routes[0]).path, Path::new("/etc/forebay/models/fraud.txt"));
     assert_eq!(config.models[0].batch.priority_default.get(), 2);
     assert_eq!(config.models[0].batch.timeout, None);
-    assert_eq!(
-        config.engine,
-        Engine {
-            num_threads: None,
-            pin: Pin::Auto,
-            in_flight_max: config.engine.in_flight_max
-        }
-    );
+    assert_eq!(config.engine, Engine { num_threads: None, pin: Pin::Auto, in_flight_max: config.engine.in_flight_max });
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9640");
 }
 
@@ -216,9 +196,7 @@ fn the_defaults_are_those_of_the_whole_example() {
 fn the_schema_and_the_whole_example_have_the_same_keys_and_defaults() {
     fn compare(schema: &Json, example: &toml::Table) {
         for (key, inner) in wants::keys_of(schema) {
-            let value = example
-                .get(key)
-                .unwrap_or_else(|| panic!("{key} is in the example"));
+            let value = example.get(key).unwrap_or_else(|| panic!("{key} is in the example"));
             match value {
                 toml::Value::Table(table) => compare(inner, table),
                 toml::Value::Array(list) if list.iter().any(toml::Value::is_table) => {
@@ -227,11 +205,7 @@ fn the_schema_and_the_whole_example_have_the_same_keys_and_defaults() {
                 value => {
                     let needed = wants::requires(schema, key) || inner.get("default").is_none();
                     let default = Json::deserialize(value.clone()).expect("plain values");
-                    assert!(
-                        needed || inner["default"] == default,
-                        "{key}: {} is not {default}",
-                        inner["default"]
-                    );
+                    assert!(needed || inner["default"] == default, "{key}: {} is not {default}", inner["default"]);
                 }
             }
             assert!(inner["description"].is_string(), "{key} has a description");
@@ -256,19 +230,12 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(client("socket.keepalive.enable"), "true");
     let route = &config.routes[0];
     assert_eq!(config.model_of(route).name, "second");
-    assert!(
-        ["scores", "scores-eu", "other"]
-            .iter()
-            .all(|topic| route.allows_reply_topic(topic))
-    );
+    assert!(["scores", "scores-eu", "other"].iter().all(|topic| route.allows_reply_topic(topic)));
     assert!(!route.allows_reply_topic("others"));
     assert_eq!(config.models[0].path, Path::new("/models/first.txt"));
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
     assert_eq!(config.models[1].batch.priority_default.get(), 1);
-    assert_eq!(
-        config.models[1].batch.timeout,
-        Some(Duration::from_secs(3600))
-    );
+    assert_eq!(config.models[1].batch.timeout, Some(Duration::from_secs(3600)));
     assert_eq!(config.engine.pin, Pin::Cores(vec![0, 2]));
 }
 
@@ -295,41 +262,21 @@ fn files_and_overrides() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("worker.toml");
     let name = path.display().to_string();
-    let instance = |name: &str| Overrides {
-        instance: Some(name.to_owned()),
-    };
-    let read = |overrides: &Overrides| {
-        Config::from_file(&path, overrides).map_err(|error| error.to_string())
-    };
+    let instance = |name: &str| Overrides { instance: Some(name.to_owned()) };
+    let read = |overrides: &Overrides| Config::from_file(&path, overrides).map_err(|error| error.to_string());
 
     let gone = read(&instance("w-1")).expect_err("no file yet");
-    assert!(
-        gone.starts_with(&format!("{name}: cannot be read: ")),
-        "{gone}"
-    );
-    assert!(
-        gone.ends_with("; check the path and that this user may read it"),
-        "{gone}"
-    );
+    assert!(gone.starts_with(&format!("{name}: cannot be read: ")), "{gone}");
+    assert!(gone.ends_with("; check the path and that this user may read it"), "{gone}");
 
     // The option goes before the file, whose variable then need not be set.
-    std::fs::write(
-        &path,
-        format!("instance = \"${{FOREBAY_NOT_SET}}\"\n{LEAST}"),
-    )
-    .expect("written");
+    std::fs::write(&path, format!("instance = \"${{FOREBAY_NOT_SET}}\"\n{LEAST}")).expect("written");
     let config = read(&instance("w-1")).expect("a good file");
     assert_eq!(config.instance, "w-1");
-    assert_eq!(
-        config.models[0].path,
-        folder.path().join("models/fraud.txt")
-    );
+    assert_eq!(config.models[0].path, folder.path().join("models/fraud.txt"));
     let wanted = "wants 1 to 200 of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\"; the name comes from --instance, \
                   else from instance in the file, else from HOSTNAME";
-    assert_eq!(
-        read(&instance("a b")),
-        Err(format!("{name}: --instance: got \"a b\", {wanted}"))
-    );
+    assert_eq!(read(&instance("a b")), Err(format!("{name}: --instance: got \"a b\", {wanted}")));
     assert_eq!(
         read(&Overrides::default()),
         Err(format!(
@@ -345,10 +292,7 @@ fn numbers_in_the_schema_stand_in_the_descriptions() {
         for (key, inner) in wants::keys_of(schema) {
             let description = inner["description"].as_str().expect("a description");
             if inner["type"] == "integer" && key != "priority_default" {
-                let bounds = format!(
-                    "Default {}, {} to {}",
-                    inner["default"], inner["minimum"], inner["maximum"]
-                );
+                let bounds = format!("Default {}, {} to {}", inner["default"], inner["minimum"], inner["maximum"]);
                 assert!(description.contains(&bounds), "{key}: {description}");
             }
             look(inner);

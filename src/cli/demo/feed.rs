@@ -1,0 +1,63 @@
+//! The demo's producer: records in, paced, each stamped with the moment that it was handed over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+
+use super::cluster::Cluster;
+use super::data::Data;
+use crate::clock;
+
+/// When each record was sent, in microseconds since the start; 0 is not yet.
+pub(super) struct Sent {
+    start: Instant,
+    at_us: Vec<AtomicU64>,
+}
+
+impl Sent {
+    pub(super) fn new(records: usize) -> Self {
+        Self { start: clock::now(), at_us: (0..records).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// How long ago a record was sent.
+    pub(super) fn age(&self, record: usize) -> Option<Duration> {
+        let at = self.at_us[record].load(Ordering::Relaxed);
+        (at > 0).then(|| (clock::now() - self.start).saturating_sub(Duration::from_micros(at)))
+    }
+
+    fn stamp(&self, record: usize) {
+        let at = u64::try_from((clock::now() - self.start).as_micros()).unwrap_or(u64::MAX).max(1);
+        self.at_us[record].store(at, Ordering::Relaxed);
+    }
+}
+
+/// Sends all records, `rate` a second (0: as fast as it goes).
+pub(super) fn start(
+    cluster: &Cluster,
+    data: Arc<Data>,
+    sent: Arc<Sent>,
+    rate: u32,
+) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    let mut client = cluster.client();
+    client.set("linger.ms", "1").set("queue.buffering.max.messages", "1000000").set("acks", "all");
+    let producer: ThreadedProducer<DefaultProducerContext> = client.create()?;
+    let topic = cluster.features.clone();
+    let feed = move || {
+        let start = clock::now();
+        for record in 0..sent.at_us.len() {
+            if rate > 0 {
+                let due = Duration::from_secs_f64(record as f64 / f64::from(rate));
+                std::thread::sleep(due.saturating_sub(clock::now() - start));
+            }
+            let (key, body) = (record.to_string(), data.request(record));
+            sent.stamp(record);
+            producer.send(BaseRecord::to(&topic).key(&key).payload(&body)).map_err(|(error, _)| error)?;
+        }
+        producer.flush(Duration::from_secs(30)).context("the features were not acknowledged")
+    };
+    Ok(Builder::new().name("demo-feed".to_owned()).spawn(feed)?)
+}

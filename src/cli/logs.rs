@@ -1,0 +1,34 @@
+//! Where `tracing` goes: standard error, as text or JSON. The first call counts.
+
+use std::io;
+
+use tracing_subscriber::EnvFilter;
+
+use super::{LogArgs, Usage};
+#[cfg(feature = "kafka")]
+use crate::config::Log;
+use crate::config::LogFormat;
+
+/// Logs as a config says. `RUST_LOG` goes before its level, for a look inside without a change of the file.
+#[cfg(feature = "kafka")]
+pub(super) fn start(log: &Log) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log.level.as_str()));
+    subscribe(filter, log.format);
+}
+
+/// Logs as the command line says.
+pub(super) fn start_plain(args: &LogArgs) -> Result<(), Usage> {
+    let filter = EnvFilter::try_new(&args.log_level);
+    let filter = filter.map_err(|error| Usage(format!("--log-level {:?}: {error}", args.log_level)))?;
+    subscribe(filter, LogFormat::Text);
+    Ok(())
+}
+
+fn subscribe(filter: EnvFilter, format: LogFormat) {
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A library user's own subscriber stays.
+    let _ = match format {
+        LogFormat::Text => subscriber.try_init(),
+        LogFormat::Json => subscriber.json().try_init(),
+    };
+}

@@ -1,0 +1,277 @@
+//! `forebay model`: what a model file holds, and whether it scores as it must.
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, anyhow, ensure};
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+use serde_json::json;
+
+use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder};
+use super::{LogArgs, TypeArg, Usage, exit, logs};
+use crate::model::validate::{Sample, Validation, validate};
+use crate::model::{self, Catalog, Model, ModelBytes, ModelEntry, ModelSchema};
+use crate::record::{ModelId, Priority};
+
+/// Names that a table for people shows.
+const NAMES_SHOWN: usize = 10;
+/// Rows that are read at once; a sample is held in memory whole.
+const CHUNK_ROWS: usize = 1024;
+/// How far a score may be from what is expected, unless the command line says otherwise.
+const TOLERANCE: &str = "1e-12";
+
+/// Arguments of `forebay model`.
+#[derive(Debug, Args)]
+pub(super) struct ModelArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check that a model scores as it must, before it takes traffic
+    #[command(after_help = VALIDATE_HELP)]
+    Validate(ValidateArgs),
+    /// Show what a model file holds: kind, features, outputs, digest
+    #[command(after_help = "Examples:\n  forebay model inspect fraud.txt\n  forebay model inspect fraud.txt --json")]
+    Inspect(FileArgs),
+}
+
+// A paragraph is one line: the terminal's width breaks it.
+const VALIDATE_HELP: &str = "\
+Examples:
+  forebay model validate fraud.txt
+  forebay model validate fraud.txt --data rows.jsonl --expected expected.jsonl
+
+Made-up rows show whether all scores are finite, and whether a row scores the same alone, in a batch and in another \
+order. With rows and the outputs that the original library gave for them, those must be met too: an array of outputs, \
+or a number, a line. Without --data, <model>.rows.jsonl and <model>.expected.jsonl (fraud.rows.jsonl for fraud.txt) are \
+taken where they exist, else rows.jsonl and expected.jsonl in the model's folder.
+
+A model that is refused, or fails a check, ends with exit code 4.";
+
+#[derive(Debug, Args)]
+struct FileArgs {
+    /// The model file
+    #[arg(value_name = "MODEL")]
+    file: PathBuf,
+    /// What the file is
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    model_type: TypeArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+struct ValidateArgs {
+    #[command(flatten)]
+    model: FileArgs,
+    /// Rows to score, in any format of `forebay score`
+    #[arg(long, value_name = "FILE", requires = "expected")]
+    data: Option<PathBuf>,
+    /// Their outputs: an array, or a number, a line
+    #[arg(long, value_name = "FILE", requires = "data")]
+    expected: Option<PathBuf>,
+    /// The largest difference from an expected output
+    #[arg(long, value_name = "X", default_value = TOLERANCE)]
+    tolerance: f64,
+    #[command(flatten)]
+    table: TableArgs,
+}
+
+pub(super) fn run(args: &ModelArgs) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Inspect(args) => inspect(args),
+        Command::Validate(args) => run_validate(args),
+    }
+}
+
+fn load(args: &FileArgs) -> anyhow::Result<(ModelBytes, Box<dyn Model>)> {
+    logs::start_plain(&args.log)?;
+    let file = ModelBytes::read(&args.file, None)?;
+    let model = model::load(&file, args.model_type.0)?;
+    Ok((file, model))
+}
+
+fn inspect(args: &FileArgs) -> anyhow::Result<ExitCode> {
+    let (file, model) = load(args)?;
+    let text = if args.json { describe_json(&file, model.schema())? } else { describe(&file, model.schema()) };
+    writeln!(io::stdout(), "{text}")?;
+    Ok(exit::DONE.into())
+}
+
+fn describe(file: &ModelBytes, schema: &ModelSchema) -> String {
+    let names = &schema.feature_names;
+    let shown = names[..names.len().min(NAMES_SHOWN)].join(", ");
+    let more = if names.len() > NAMES_SHOWN { ", … (all with --json)" } else { "" };
+    let mut table = plain_table();
+    table.add_row(["file", &file.name()]);
+    table.add_row(["bytes", &file.bytes.len().to_string()]);
+    table.add_row(["sha256", &file.sha256]);
+    table.add_row(["type", schema.model_type.as_str()]);
+    table.add_row(["features", &format!("{}: {shown}{more}", names.len())]);
+    table.add_row(["outputs", &schema.outputs.to_string()]);
+    for (name, value) in &schema.details {
+        table.add_row([name, value]);
+    }
+    table.trim_fmt()
+}
+
+fn describe_json(file: &ModelBytes, schema: &ModelSchema) -> anyhow::Result<String> {
+    let details: serde_json::Map<_, _> =
+        schema.details.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+    let description = json!({
+        "file": file.name(),
+        "bytes": file.bytes.len(),
+        "sha256": file.sha256,
+        "type": schema.model_type.as_str(),
+        "features": schema.feature_names,
+        "outputs": schema.outputs,
+        "details": details,
+    });
+    Ok(serde_json::to_string_pretty(&description)?)
+}
+
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
+    ensure_tolerance(args.tolerance)?;
+    let (file, model) = load(&args.model)?;
+    let files = sample_files(args);
+    let sample = files.as_ref().map(|files| read_sample(files, args, model.schema())).transpose()?;
+    let mut scorer = model.scorer()?;
+    let validation = validate(&file.name(), model.schema(), scorer.as_mut(), sample.as_ref())?;
+    let text = if args.model.json {
+        let sample = files.as_ref().map(|files| json!({ "data": files.data, "expected": files.expected }));
+        let report = json!({
+            "file": file.name(),
+            "sha256": file.sha256,
+            "passed": validation.passed(),
+            "sample": sample,
+            "checks": validation.checks,
+        });
+        serde_json::to_string_pretty(&report)?
+    } else {
+        report(&file, files.as_ref(), args.tolerance, &validation)
+    };
+    writeln!(io::stdout(), "{text}")?;
+    Ok(if validation.passed() { exit::DONE } else { exit::MODEL_REFUSED }.into())
+}
+
+fn ensure_tolerance(tolerance: f64) -> Result<(), Usage> {
+    if tolerance >= 0.0 { Ok(()) } else { Err(Usage(format!("--tolerance: got {tolerance}, wants 0 or more"))) }
+}
+
+fn report(file: &ModelBytes, files: Option<&SampleFiles>, tolerance: f64, validation: &Validation) -> String {
+    let mut table = plain_table();
+    for check in &validation.checks {
+        table.add_row([if check.passed { "ok" } else { "FAILED" }, check.name, &check.detail]);
+    }
+    let sample = files.map_or_else(
+        || "no rows with expected outputs: see --data".to_owned(),
+        |files| {
+            let found = if files.found { "found " } else { "" };
+            format!("{found}{} and {}, tolerance {tolerance:e}", files.data.display(), files.expected.display())
+        },
+    );
+    let ended = if validation.passed() { "valid" } else { "REFUSED" };
+    format!("{}\nsample: {sample}\n{}: {ended}", table.trim_fmt(), file.name())
+}
+
+/// Rows and what they must score.
+struct SampleFiles {
+    data: PathBuf,
+    expected: PathBuf,
+    /// Whether they were found beside the model.
+    found: bool,
+}
+
+/// The files that were named, or else those beside the model.
+fn sample_files(args: &ValidateArgs) -> Option<SampleFiles> {
+    if let (Some(data), Some(expected)) = (&args.data, &args.expected) {
+        return Some(SampleFiles { data: data.clone(), expected: expected.clone(), found: false });
+    }
+    let model = &args.model.file;
+    let beside = |rows: &str, expected: &str| (model.with_extension(rows), model.with_extension(expected));
+    let own = beside("rows.jsonl", "expected.jsonl");
+    let folder = (model.with_file_name("rows.jsonl"), model.with_file_name("expected.jsonl"));
+    let mut pairs = [own, folder].into_iter().filter(|(data, expected)| data.is_file() && expected.is_file());
+    pairs.next().map(|(data, expected)| SampleFiles { data, expected, found: true })
+}
+
+fn read_sample(files: &SampleFiles, args: &ValidateArgs, schema: &ModelSchema) -> anyhow::Result<Sample> {
+    let rows = read_rows(&InputArgs::of_file(&files.data, &args.table), schema)?;
+    let expected = read_expected(&files.expected, schema.outputs)?;
+    let (got, wanted) = (expected.len() / schema.outputs, rows.len() / schema.width());
+    ensure!(
+        got == wanted,
+        "{}: {got} lines of outputs, but {} has {wanted} rows",
+        files.expected.display(),
+        files.data.display()
+    );
+    Ok(Sample { rows, expected, tolerance: args.tolerance })
+}
+
+/// All rows of a file, as the worker would read them. A row that cannot be read is an error.
+fn read_rows(input: &InputArgs, schema: &ModelSchema) -> anyhow::Result<Vec<f64>> {
+    let priority = Priority::new(1).expect("1 is not 0");
+    let mut catalog = Catalog::default();
+    let entry = ModelEntry::new(ModelId(0), "model", schema, 1, priority, None);
+    catalog.put(entry.clone());
+    let decoder = route_decoder(ModelId(0));
+    let name = input.name();
+    let mut source = open_source(open_input(input)?, input, &entry, &schema.feature_names, CHUNK_ROWS)?;
+    let mut rows = Vec::new();
+    loop {
+        let chunk = source.recv(|message, received, chunk| {
+            decoder.decode(message, received, &catalog, chunk);
+        });
+        let Some(chunk) = chunk.with_context(|| format!("cannot read {name}"))? else { return Ok(rows) };
+        for request in chunk.requests() {
+            match &request.work {
+                Ok(work) => rows.extend_from_slice(chunk.rows(work)),
+                Err(reject) => return Err(anyhow!("{name}: line {}: {}", request.position.offset, reject.message)),
+            }
+        }
+    }
+}
+
+/// A line is an array of `outputs` numbers, or a number where that is one.
+fn read_expected(path: &Path, outputs: usize) -> anyhow::Result<Vec<f64>> {
+    let name = path.display();
+    let file = fs::File::open(path).with_context(|| format!("cannot read {name}"))?;
+    let mut expected = Vec::new();
+    for (index, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.with_context(|| format!("cannot read {name}"))?;
+        let before = expected.len();
+        match serde_json::from_str(&line) {
+            Ok(Expected::One(output)) => expected.push(output),
+            Ok(Expected::All(mut all)) => expected.append(&mut all),
+            Err(_) => {}
+        }
+        let number = index + 1;
+        ensure!(
+            expected.len() - before == outputs,
+            "{name}: line {number}: wants an array of {outputs} numbers{}",
+            if outputs == 1 { ", or a number" } else { "" }
+        );
+    }
+    Ok(expected)
+}
+
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Expected {
+    One(f64),
+    All(Vec<f64>),
+}

@@ -1,0 +1,101 @@
+//! A worker on a real Kafka broker, as a process of its own: what it answers, what it commits, and what is left of a
+//! stream when it is killed. Scores are compared with those of LightGBM's own Python package, made in the same run.
+#![allow(clippy::unwrap_used, reason = "in a test the panic is the report")]
+
+#[path = "kafka/addresses.rs"]
+mod addresses;
+#[path = "kafka/bad_input.rs"]
+mod bad_input;
+#[path = "kafka/ends.rs"]
+mod ends;
+#[path = "kafka/exactly_once.rs"]
+mod exactly_once;
+mod support;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Trial};
+use support::{Higgs, Kafka};
+
+/// The broker that the tests share, and the data.
+struct Shared {
+    kafka: Kafka,
+    higgs: Higgs,
+}
+
+/// A worker.toml for one route from `{name}-in` to `{name}-out`, with more of `[kafka]`, `[[route]]` and `[[model]]`.
+struct Toml<'a> {
+    name: &'a str,
+    kafka: &'a str,
+    route: &'a str,
+    model: &'a str,
+}
+
+impl<'a> Toml<'a> {
+    fn new(name: &'a str) -> Self {
+        Self { name, kafka: "", route: "", model: "" }
+    }
+
+    fn text(&self, brokers: &str) -> String {
+        let Self { name, kafka, route, model } = self;
+        let path = Higgs::model();
+        let path = path.display();
+        format!(
+            "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{name}\"\n{kafka}\n[[route]]\ninput = [\"{name}-in\"]\n\
+             reply_topic = \"{name}-out\"\n{route}\n[[model]]\nname = \"higgs\"\npath = \"{path}\"\n{model}\n"
+        )
+    }
+}
+
+impl Shared {
+    /// Creates `{name}-in` and `{name}-out`.
+    fn topics(&self, name: &str, partitions: i32) -> (String, String) {
+        let (input, output) = (format!("{name}-in"), format!("{name}-out"));
+        self.kafka.create(&[&input, &output], partitions);
+        (input, output)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two cores: one for the broker.
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
+    if arguments.list {
+        return libtest_mimic::run(&arguments, trials(None)).exit_code();
+    }
+    let shared = Arc::new(Shared { kafka: Kafka::start(), higgs: Higgs::load() });
+    libtest_mimic::run(&arguments, trials(Some(&shared))).exit_code()
+}
+
+fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
+    let trial = |name: &str, test: fn(&Shared)| {
+        let shared = shared.cloned();
+        Trial::test(name, move || {
+            test(&shared.expect("a broker"));
+            Ok(())
+        })
+    };
+    vec![
+        trial("bad_input_gets_its_error_reply_and_the_neighbours_their_scores", bad_input::each_gets_its_error),
+        trial("a_compacted_topics_tombstone_is_skipped", bad_input::tombstones_are_skipped),
+        trial("a_model_that_fails_answers_with_an_error", bad_input::a_failing_model_answers),
+        trial("a_deadline_that_passes_is_answered", bad_input::deadlines_are_answered),
+        trial("replies_go_where_the_request_says_if_it_may", addresses::reply_headers),
+        trial("a_bad_reply_address_stops_nobody", addresses::bad_addresses),
+        trial("one_hundred_thousand_records_one_worker_killed", exactly_once::one_worker_killed),
+        trial("the_demos_checker_can_fail", exactly_once::the_checker_can_fail),
+        trial("killed_at_each_step_of_a_transaction", exactly_once::killed_at_each_step),
+        trial("a_commit_whose_answer_is_lost_doubles_nothing", exactly_once::a_lost_answer),
+        trial("workers_come_and_go_while_the_stream_flows", exactly_once::come_and_go),
+        trial("a_file_scores_the_same_as_the_worker", exactly_once::same_as_score),
+        trial("sigterm_drains", ends::sigterm_drains),
+        trial("a_drain_that_is_cut_short_loses_nothing", ends::cut_short),
+        trial("a_second_worker_of_the_same_name_fences_the_first", ends::fenced),
+        trial("start_says_where_a_new_group_begins", ends::start),
+        trial("a_broker_that_is_away_is_waited_for", ends::broker_away),
+        trial("a_missing_reply_topic_is_waited_for", ends::missing_reply_topic),
+        trial("the_admin_port_answers", ends::admin),
+        trial("what_is_wrong_before_the_start_has_its_exit_code", ends::exit_codes),
+    ]
+}
