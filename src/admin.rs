@@ -87,7 +87,10 @@ async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    let reasons = admin.health.reasons();
+    let mut reasons = admin.health.reasons();
+    if admin.engine.metrics().broker_away.get() != 0 {
+        reasons.push_str("broker: none can be reached\n");
+    }
     if reasons.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, reasons) }
 }
 

@@ -88,7 +88,7 @@ impl ClientSettings {
             .set("acks", "all");
         default_to(&mut client, "partitioner", "murmur2_random");
         default_to(&mut client, "linger.ms", "1");
-        default_to(&mut client, "retry.backoff.ms", "5");
+        default_to(&mut client, "retry.backoff.ms", "2");
         default_to(&mut client, "batch.num.messages", "10000");
         default_to(&mut client, "queue.buffering.max.messages", "1000000");
         client
@@ -102,6 +102,26 @@ pub(crate) trait GroupMember: Send + Sync {
 
     /// The group's committed positions, no transaction being open over them.
     fn committed(&self, partitions: TopicPartitionList, bound: Duration) -> KafkaResult<TopicPartitionList>;
+}
+
+/// A broker may answer as a whole and refuse some partitions: that is no answer.
+pub(crate) fn settled(list: TopicPartitionList) -> KafkaResult<TopicPartitionList> {
+    for element in list.elements() {
+        element.error()?;
+    }
+    Ok(list)
+}
+
+/// Whether librdkafka takes the settings, those of `[kafka.client]` among them.
+///
+/// # Errors
+/// librdkafka's own words for the first that it does not take.
+pub(crate) fn check_settings(config: &Config) -> Result<(), String> {
+    let settings = ClientSettings::new(config, 0);
+    for client in [settings.consumer(), settings.producer()] {
+        client.create_native_config().map_err(|error| format!("kafka.client: {error}"))?;
+    }
+    Ok(())
 }
 
 fn default_to(client: &mut ClientConfig, key: &str, value: impl Into<String>) {

@@ -159,7 +159,8 @@ pub enum EngineError {
 pub struct InferenceEngine {
     scheduler: Arc<Scheduler>,
     catalog: ArcSwap<Catalog>,
-    loading: Mutex<()>,
+    /// How each model is queued; locked while one is loaded.
+    policies: Mutex<Vec<BatchPolicy>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     score_threads: usize,
     door: Arc<Door>,
@@ -187,9 +188,9 @@ impl InferenceEngine {
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);
-        let (catalog, loading) = (ArcSwap::default(), Mutex::new(()));
+        let (catalog, policies) = (ArcSwap::default(), Mutex::default());
         let score_threads = plan.cores.len();
-        Ok(Self { scheduler, catalog, loading, threads, score_threads, door, door_id, metrics, config })
+        Ok(Self { scheduler, catalog, policies, threads, score_threads, door, door_id, metrics, config })
     }
 
     /// Loads a model under the name of its file (without the ending), or puts a new version in the place of the one
@@ -243,20 +244,24 @@ impl InferenceEngine {
     /// Puts a model of the caller's own making into service.
     ///
     /// # Errors
-    /// [`ModelError::Refused`] when it fails validation, or differs in width from the version that it replaces.
+    /// [`ModelError::Refused`] when it fails validation, or takes or gives other things than the version that it replaces.
     pub fn add_model(&self, spec: &ModelSpec, model: &dyn Model, sha256: &str) -> Result<ModelId, ModelError> {
-        let _one_at_a_time = self.loading.lock();
+        let mut policies = self.policies.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
-        let old = catalog.by_name(&spec.name).map(|entry| (entry.id, entry.width));
-        let (id, version) = match old {
-            Some((_, width)) if width != model.schema().width() => {
-                let new = model.schema().width();
-                let reason =
-                    format!("it has {new} features, the version in service {width}: load it under another name");
-                return Err(ModelError::refused(&spec.name, reason));
+        let old = catalog.by_name(&spec.name).map(|entry| entry.id);
+        let (id, version) = match old.and_then(|id| self.scheduler.model(id)).zip(old) {
+            Some((old, id)) => {
+                let same = old.schema().feature_names == model.schema().feature_names
+                    && old.schema().outputs == model.schema().outputs
+                    && policies[id.0 as usize] == spec.batch;
+                if !same {
+                    let reason = "its features, outputs or batch settings differ from those of the version in service: \
+                                  load it under another name";
+                    return Err(ModelError::refused(&spec.name, reason));
+                }
+                (id, old.version() + 1)
             }
-            Some((id, _)) => (id, self.scheduler.model(id).map_or(1, |old| old.version() + 1)),
-            None => (ModelId(u32::try_from(catalog.entries().len()).expect("few models")), 1),
+            None => (ModelId(u32::try_from(policies.len()).expect("few models")), 1),
         };
         let loaded = LoadedModel::new(&spec.name, version, sha256, model, self.score_threads)?;
         let entry = ModelEntry::new(
@@ -268,6 +273,9 @@ impl InferenceEngine {
             spec.timeout,
         );
         self.scheduler.put_model(id, Arc::new(loaded), spec.batch.clone());
+        if version == 1 {
+            policies.push(spec.batch.clone());
+        }
         catalog.put(entry);
         self.catalog.store(Arc::new(catalog));
         Ok(id)

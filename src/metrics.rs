@@ -21,6 +21,8 @@ pub struct Metrics {
     pub records_received: IntCounter,
     /// Records that ended without a reply because the config says so (tombstones of a compacted topic).
     pub records_skipped: IntCounter,
+    /// Records that retention removed before they were read.
+    pub records_lost: IntCounter,
     /// Requests that a score thread ended with scores.
     pub requests_scored: IntCounter,
     /// Requests that ended in an error, by code.
@@ -78,6 +80,8 @@ impl Metrics {
             records_received: make.counter("forebay_records_received_total", "Records read from the source"),
             records_skipped: make
                 .counter("forebay_records_skipped_total", "Tombstones of compacted topics, which get no reply"),
+            records_lost: make
+                .counter("forebay_records_lost_total", "Records that retention removed before they were read"),
             requests_scored: make.counter("forebay_requests_scored_total", "Requests that ended with scores"),
             requests_failed: make.counters(
                 "forebay_requests_failed_total",

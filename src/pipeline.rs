@@ -16,9 +16,11 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::admin::{self, Health};
 use crate::batch::BatchPolicy;
-use crate::client::{BrokerWatch, ClientSettings, GroupMember};
+use crate::client::{BrokerWatch, ClientSettings, GroupMember, check_settings};
 use crate::clock::{self, Stop};
 use crate::config::{self, Config, Model};
 use crate::decode::{Decoded, Received, RouteDecoder};
@@ -64,6 +66,9 @@ pub enum WorkerError {
     /// The admin port.
     #[error("admin.listen: cannot listen on {0}: {1}")]
     Admin(SocketAddr, std::io::Error),
+    /// Settings that librdkafka does not take.
+    #[error("{0}")]
+    Client(String),
     /// A thread that the system refused.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -99,7 +104,8 @@ pub struct Worker {
     health: Arc<Health>,
     stop: Arc<Stop>,
     admin: SocketAddr,
-    shard: JoinHandle<Result<Ended, WorkerError>>,
+    shard: JoinHandle<Option<Ended>>,
+    failure: Arc<Failure>,
 }
 
 impl Worker {
@@ -108,6 +114,7 @@ impl Worker {
     /// # Errors
     /// [`WorkerError`] for what is wrong before the first record. A broker that is away is no error: it is waited for.
     pub fn start(config: &Config, stop: Arc<Stop>) -> Result<Self, WorkerError> {
+        check_settings(config).map_err(WorkerError::Client)?;
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::default());
         health.not_ready("producer", "starting");
@@ -126,8 +133,9 @@ impl Worker {
         let admin = admin.map_err(|error| WorkerError::Admin(config.admin.listen, error))?;
         tracing::info!(instance = config.instance, group = config.kafka.group, %admin, "started");
         let shard = Shard::new(config, &models, &engine, &health, &stop);
+        let failure = Arc::clone(&shard.failure);
         let shard = Builder::new().name("forebay-source-0".to_owned()).spawn(move || shard.run())?;
-        Ok(Self { engine, health, stop, admin, shard })
+        Ok(Self { engine, health, stop, admin, shard, failure })
     }
 
     /// The engine that scores.
@@ -154,25 +162,45 @@ impl Worker {
     /// [`WorkerError`] when it ended by itself.
     pub fn wait(self) -> Result<Ended, WorkerError> {
         let mut overdue_since = None;
-        while !self.shard.is_finished() {
-            std::thread::sleep(Duration::from_millis(20));
+        let ended = loop {
+            if self.shard.is_finished() {
+                break self.shard.join().unwrap_or_else(|_| {
+                    self.failure.set(WorkerError::Failed("the source thread panicked".to_owned()));
+                    None
+                });
+            }
             if self.stop.overdue() {
                 let since = *overdue_since.get_or_insert_with(clock::now);
                 if clock::now() - since > CLOSE_BOUND {
-                    // librdkafka hangs in its close; the process ends without it.
-                    return Ok(Ended::CutShort { unanswered: 0 });
+                    // librdkafka hangs in a call; the process ends without it.
+                    break None;
                 }
             }
-        }
-        let ended =
-            self.shard.join().unwrap_or_else(|_| Err(WorkerError::Failed("the source thread panicked".to_owned())));
-        if ended.is_err() {
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        if let Some(error) = self.failure.take() {
             self.health.died();
+            return Err(error);
         }
-        if let Ok(Ended::Drained) = ended {
+        if ended == Some(Ended::Drained) {
             self.engine.shutdown();
         }
-        ended
+        let in_flight = self.engine.metrics().records_in_flight.get();
+        Ok(ended.unwrap_or(Ended::CutShort { unanswered: usize::try_from(in_flight).unwrap_or(0) }))
+    }
+}
+
+/// Why the worker ends by itself: the first reason counts, and is there before the threads have ended.
+#[derive(Default)]
+struct Failure(Mutex<Option<WorkerError>>);
+
+impl Failure {
+    fn set(&self, error: impl Into<WorkerError>) {
+        self.0.lock().get_or_insert(error.into());
+    }
+
+    fn take(&self) -> Option<WorkerError> {
+        self.0.lock().take()
     }
 }
 
@@ -213,6 +241,7 @@ struct Shard {
     health: Arc<Health>,
     watch: Arc<BrokerWatch>,
     stop: Arc<Stop>,
+    failure: Arc<Failure>,
 }
 
 impl Shard {
@@ -243,11 +272,19 @@ impl Shard {
             health: Arc::clone(health),
             watch: Arc::new(BrokerWatch::new(&config.kafka.brokers, Arc::clone(engine.metrics()))),
             stop: Arc::clone(stop),
+            failure: Arc::default(),
         }
     }
 
-    /// The source thread: starts the transaction thread, feeds it, and ends after it.
-    fn run(self) -> Result<Ended, WorkerError> {
+    /// The source thread. `None` when the worker failed; why is in [`Failure`].
+    fn run(self) -> Option<Ended> {
+        let ended = self.serve();
+        let ended = ended.map_err(|error| self.failure.set(error));
+        ended.ok().flatten()
+    }
+
+    /// Starts the transaction thread, feeds it, and ends after it.
+    fn serve(&self) -> Result<Option<Ended>, WorkerError> {
         let in_flight_max = self.config.engine.in_flight_max.get() as usize;
         let (inbox, events) = Inbox::new(in_flight_max + CHUNK_RECORDS_MAX);
         let submitter = self.engine.register(Arc::new(ShardReturns(Arc::clone(&inbox))));
@@ -257,32 +294,43 @@ impl Shard {
             revoke_bound: self.config.kafka.drain_timeout,
         });
         let topics: Vec<&str> = self.decoders.iter().flat_map(|(topics, _)| topics).map(String::as_str).collect();
-        let mut source = KafkaSource::join(&self.settings, &topics, listener, Arc::clone(&self.watch))?;
+        let (watch, metrics) = (Arc::clone(&self.watch), Arc::clone(self.engine.metrics()));
+        let mut source = KafkaSource::join(&self.settings, &topics, listener, watch, metrics, Arc::clone(&self.stop))?;
         let sink = self.sink(&inbox, source.consumer());
         let sink = Builder::new().name("forebay-txn-0".to_owned()).spawn(move || sink.run(events))?;
 
-        let intake = Intake { shard: &self, inbox: &inbox, submitter, in_flight_max };
-        let received = intake.run(&mut source, || sink.is_finished());
-        if received.is_err() {
+        let intake = Intake { shard: self, inbox: &inbox, submitter, in_flight_max };
+        if let Err(error) = intake.run(&mut source, || sink.is_finished()) {
             // Nothing more can come: what is finished is committed if the group still lets it, and that is all.
-            self.stop.request(Duration::ZERO);
+            self.fail(error);
         }
         self.health.not_ready("group", "draining");
         inbox.send(Event::Drain);
-        source.give_up();
         while !sink.is_finished() {
             // The transaction thread needs the group's word for its last commit: the consumer must be polled.
             source.set_paused(true);
             let _ = source.recv(CHUNK_RECORDS_MAX, PAUSED_WAIT, |_| {});
         }
-        let unanswered =
-            sink.join().unwrap_or_else(|_| Err(SinkError::Fatal("the transaction thread panicked".to_owned())));
+        let ended = match sink.join() {
+            Ok(Ok(0)) => Some(Ended::Drained),
+            Ok(Ok(unanswered)) => Some(Ended::CutShort { unanswered }),
+            Ok(Err(error)) => {
+                self.fail(error);
+                None
+            }
+            Err(_) => {
+                self.fail(SinkError::Fatal("the transaction thread panicked".to_owned()));
+                None
+            }
+        };
         drop(source);
-        received?;
-        match unanswered? {
-            0 => Ok(Ended::Drained),
-            unanswered => Ok(Ended::CutShort { unanswered }),
-        }
+        Ok(ended)
+    }
+
+    /// The worker ends with this error: at once, whatever may still hang on the way out.
+    fn fail(&self, error: impl Into<WorkerError>) {
+        self.failure.set(error);
+        self.stop.request(Duration::ZERO);
     }
 
     fn sink(&self, inbox: &Arc<Inbox>, group: Arc<dyn GroupMember>) -> KafkaSink {
@@ -386,7 +434,7 @@ struct ShardReturns(Arc<Inbox>);
 
 impl Submitter for ShardReturns {
     fn completed(&self, batch: ScoredBatch) {
-        self.0.send(Event::Ended(batch));
+        self.0.send(Event::Ended(Box::new(batch)));
     }
 }
 

@@ -46,7 +46,7 @@ fn exit_code_of(error: &WorkerError) -> u8 {
     match error {
         WorkerError::Fenced(_) => exit::FENCED,
         WorkerError::Model(_) => exit::MODEL_REFUSED,
-        WorkerError::Engine(_) | WorkerError::Admin(..) => exit::BAD_CONFIG,
+        WorkerError::Engine(_) | WorkerError::Admin(..) | WorkerError::Client(_) => exit::BAD_CONFIG,
         WorkerError::Thread(_) | WorkerError::Failed(_) => exit::FAILED,
     }
 }

@@ -1,6 +1,6 @@
 //! What the transaction thread is told, in one queue: that a partition came or went, that records were received, that
-//! some ended. One queue keeps the order that the thread relies on: a partition before its records, a record before
-//! its end, a revocation after all that was received before it.
+//! some ended. One queue keeps the order that the thread relies on: a partition before its records, and a record before
+//! its end. A record may come after the revocation of its partition (both happened inside one poll): it is let go.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ pub(crate) enum Event {
     /// Records were received: their positions count from here on. The rejected among them have their end with it.
     Received(Arc<Chunk>),
     /// Requests ended on a score thread.
-    Ended(ScoredBatch),
+    Ended(Box<ScoredBatch>),
     /// No record follows. What is in flight may still end, until the worker's own bound.
     Drain,
 }
@@ -41,10 +41,10 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// A queue for `in_flight_max` records. Each may bring two messages (received, ended), so that handing one in
-    /// never blocks.
+    /// A queue for `in_flight_max` records, so that handing one in never blocks: each may bring two messages (received,
+    /// ended), and as many again may still end whose partitions were let go meanwhile.
     pub(crate) fn new(in_flight_max: usize) -> (Arc<Self>, Receiver<Event>) {
-        let (sender, receiver) = bounded(2 * in_flight_max + GROUP_EVENTS_MAX);
+        let (sender, receiver) = bounded(3 * in_flight_max + GROUP_EVENTS_MAX);
         (Arc::new(Self { sender, lost: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }), receiver)
     }
 
@@ -75,8 +75,9 @@ impl Inbox {
 
     /// Partitions are gone: nothing may be committed for them any more.
     pub(crate) fn lose(&self, partitions: &[PartitionId]) {
-        self.lost.fetch_add(1, Ordering::SeqCst);
+        // Counted after it was sent: who has seen the count finds the message in the queue.
         self.send(Event::Lost(partitions.to_vec()));
+        self.lost.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How often partitions were given up without the transaction thread's word.

@@ -4,7 +4,8 @@
 //! 1. A reply becomes visible if and only if its record's position is committed: both are in one transaction.
 //! 2. Of each partition only the contiguous finished run is committed, so a position never passes an unanswered record.
 //! 3. The group's metadata is taken first, then it is checked that no partition was given up meanwhile, then the
-//!    positions are sent. A member that was replaced is so refused by the broker, one that knows it refrains.
+//!    positions are sent, and then the replies. A member that was replaced is so refused by the broker, one that knows
+//!    it refrains; and between the positions and the commit the group waits, because the positions are pending.
 //! 4. After any error the producer is dropped and made anew (an old EndTxn may still be under way and would end the
 //!    next transaction), and the committed positions are read back: they say what truly committed. Scores in memory
 //!    are sent again, not computed again.
@@ -88,6 +89,9 @@ impl KafkaSink {
             recycles: Vec::new(),
             last_begin: None,
             last_end: None,
+            losses: 0,
+            turn: 0,
+            refusing: false,
         };
         thread.run()
     }
@@ -134,6 +138,12 @@ struct Transactions {
     recycles: Vec<Instant>,
     last_begin: Option<Instant>,
     last_end: Option<Instant>,
+    /// The losses that were handled, as the inbox counts them.
+    losses: u64,
+    /// Which partition the next transaction takes from first.
+    turn: usize,
+    /// The route's own reply topic refused replies, and has not taken any since.
+    refusing: bool,
 }
 
 impl Transactions {
@@ -182,6 +192,8 @@ impl Transactions {
         if let Ok(event) = self.events.recv_timeout(wait) {
             self.handle(event);
         }
+        // Every loss counted by now is in the queue, and so handled below; one counted later stops the transaction.
+        self.losses = self.sink.inbox.losses();
         while let Ok(event) = self.events.try_recv() {
             self.handle(event);
         }
@@ -199,9 +211,12 @@ impl Transactions {
             Event::Lost(partitions) => self.forget(&partitions),
             Event::Received(chunk) => {
                 for (request, index) in chunk.requests().iter().zip(0..) {
-                    if let Some(partition) = self.partitions.get_mut(&request.position.partition) {
-                        partition.tracker.deliver(request.position.offset);
-                    }
+                    let Some(partition) = self.partitions.get_mut(&request.position.partition) else {
+                        // Its partition was let go inside the poll that brought it.
+                        self.sink.inbox.release(1);
+                        continue;
+                    };
+                    partition.tracker.deliver(request.position.offset);
                     if let Err(reject) = &request.work {
                         self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
                         let ticket = Ticket { chunk: Arc::clone(&chunk), index };
@@ -210,7 +225,7 @@ impl Transactions {
                     }
                 }
             }
-            Event::Ended(batch) => self.ended(batch),
+            Event::Ended(batch) => self.ended(*batch),
             Event::Drain => self.draining = true,
         }
     }
@@ -281,6 +296,9 @@ impl Transactions {
                 }
                 self.sink.inbox.release(records);
                 self.sink.watch.back();
+                if std::mem::take(&mut self.refusing) {
+                    self.sink.health.ready("producer");
+                }
                 self.sink.metrics.commits.inc();
                 self.sink.metrics.commit_records.observe(records as f64);
                 self.sink.metrics.commit_seconds.observe((end - begin).as_secs_f64());
@@ -302,44 +320,54 @@ impl Transactions {
         take: &Take,
         back_to_back: bool,
     ) -> Result<(), TransactionError> {
-        let losses = self.sink.inbox.losses();
         fail::fail_point!("sink::begin");
         producer.begin()?;
-        let mut positions = TopicPartitionList::new();
+        // Positions first: right after another transaction the broker answers "concurrent transactions" to what comes
+        // first, which librdkafka asks again after retry.backoff.ms for positions, but after 20 ms for replies.
+        let group = self.sink.group.metadata();
+        let group = group.ok_or_else(|| TransactionError::Connection("the consumer has left its group".to_owned()))?;
+        if self.sink.inbox.losses() != self.losses {
+            return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
+        }
+        producer.send_offsets(&self.positions(take)?, &group, CALL_BOUND)?;
+        fail::fail_point!("sink::positions_sent", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         let mut index = 0;
         for (id, n) in take {
-            let partition = &self.partitions[id];
-            for (_, pending) in partition.tracker.run().take(*n) {
+            for (_, pending) in self.partitions[id].tracker.run().take(*n) {
                 self.send(producer, pending, index)?;
                 index += 1;
             }
-            let position = Offset::Offset(partition.tracker.position_after(*n));
-            let added = positions.add_partition_offset(&partition.topic, partition.number, position);
-            added.map_err(|error| TransactionError::Failed(error.to_string()))?;
         }
         fail::fail_point!("sink::produced");
         if back_to_back && index < FLUSH_FIRST_BELOW {
             producer.flush(CALL_BOUND)?;
         }
         fail::fail_point!("sink::flushed");
-        let group = self.sink.group.metadata();
-        let group = group.ok_or_else(|| TransactionError::Failed("the consumer has left its group".to_owned()))?;
-        if self.sink.inbox.losses() != losses {
-            return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
-        }
-        producer.send_offsets(&positions, &group, CALL_BOUND)?;
-        fail::fail_point!("sink::positions_sent", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         producer.commit(CALL_BOUND)?;
         fail::fail_point!("sink::committed", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         Ok(())
     }
 
-    /// Lowest offsets first, partitions in turn, as many as one transaction may hold.
-    fn take(&self) -> Take {
+    fn positions(&self, take: &Take) -> Result<TopicPartitionList, TransactionError> {
+        let mut positions = TopicPartitionList::new();
+        for (id, n) in take {
+            let partition = &self.partitions[id];
+            let position = Offset::Offset(partition.tracker.position_after(*n));
+            let added = positions.add_partition_offset(&partition.topic, partition.number, position);
+            added.map_err(|error| TransactionError::Failed(error.to_string()))?;
+        }
+        Ok(positions)
+    }
+
+    /// Lowest offsets first, as many as one transaction may hold. Each time another partition is served first, so that a
+    /// full transaction of one does not keep the others waiting for ever.
+    fn take(&mut self) -> Take {
+        self.turn += 1;
+        let start = self.turn % self.partitions.len().max(1);
         let mut records = self.sink.limits.commit_records_max.get() as usize;
         let mut bytes = self.sink.limits.commit_bytes_max.get();
         let mut take = Take::new();
-        for (id, partition) in &self.partitions {
+        for (id, partition) in self.partitions.iter().skip(start).chain(self.partitions.iter().take(start)) {
             let mut n = 0;
             for (_, pending) in partition.tracker.run().take(records) {
                 // The first reply goes out whatever its size, else it would wait for ever.
@@ -443,7 +471,9 @@ impl Transactions {
             if at_route && !is_size {
                 // The route's own topic is gone or closed to us: that is the operator's to mend, not the sender's fault.
                 self.sink.health.not_ready("producer", &format!("the route's reply topic refuses replies: {code}"));
-                tracing::error!(%code, "the route's own reply topic refuses replies; trying again every second");
+                if !std::mem::replace(&mut self.refusing, true) {
+                    tracing::error!(%code, "the route's own reply topic refuses replies; trying again every second");
+                }
                 std::thread::sleep(Duration::from_secs(1));
                 return;
             }
@@ -491,7 +521,9 @@ impl Transactions {
         // Partitions may have come and gone while the producer was made.
         self.gather(Duration::ZERO);
         let done = self.read_back()?;
-        self.sink.health.ready("producer");
+        if !self.refusing {
+            self.sink.health.ready("producer");
+        }
         Ok(done.then_some(producer))
     }
 

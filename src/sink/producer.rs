@@ -29,7 +29,8 @@ pub(super) enum TransactionError {
     /// The broker refused these replies for good (by their index in the transaction): the rest can go out without them.
     #[error("{} replies were refused", .0.len())]
     Refused(Vec<(usize, RDKafkaErrorCode)>),
-    /// The connection failed or a bound ran out: what became of the transaction is not known.
+    /// The connection failed, a bound ran out or the group moved on: it passes, and what became of the transaction is
+    /// read back.
     #[error("{0}")]
     Connection(String),
     /// Anything else, and every error that asks for an abort.
@@ -135,7 +136,13 @@ impl TransactionalProducer {
     pub(super) fn partitions_of(&self, topic: &str, bound: Duration) -> Result<Option<i32>, TransactionError> {
         let metadata = self.producer.client().fetch_metadata(Some(topic), bound);
         let metadata = metadata.map_err(|error| TransactionError::Connection(error.to_string()))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        // Only the broker's word that there is none counts: a leader may be missing for a moment.
+        match found.and_then(|found| found.error()).map(RDKafkaErrorCode::from) {
+            None => {}
+            Some(code) if is_definite(code) => return Ok(None),
+            Some(code) => return Err(TransactionError::Connection(format!("{topic}: {code}"))),
+        }
         Ok(found.map(|found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)).filter(|&count| count > 0))
     }
 
@@ -185,7 +192,13 @@ impl NativeError {
         use RDKafkaErrorCode as Code;
         let message = format!("{} ({})", self.message, self.code);
         match self.code {
-            Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => TransactionError::Fenced(message),
+            Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::FencedInstanceId => {
+                TransactionError::Fenced(message)
+            }
+            // The group moved on meanwhile: nothing is wrong with the producer, and nothing was committed.
+            Code::IllegalGeneration | Code::UnknownMemberId | Code::RebalanceInProgress => {
+                TransactionError::Connection(message)
+            }
             code if is_connection(code) => TransactionError::Connection(message),
             _ => TransactionError::Failed(message),
         }

@@ -22,7 +22,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use rdkafka_sys::types::RDKafkaRespErr;
 
 use crate::client::{self, BrokerWatch, ClientSettings, GroupMember};
+use crate::clock::Stop;
 use crate::config::StartPosition;
+use crate::metrics::Metrics;
 use crate::record::{AssignedPartition, Message, PartitionId, Position};
 
 /// How long one question to the broker may take while partitions are assigned; it is asked again until answered.
@@ -68,6 +70,8 @@ impl KafkaSource {
         topics: &[&str],
         listener: Arc<dyn GroupListener>,
         watch: Arc<BrokerWatch>,
+        metrics: Arc<Metrics>,
+        stop: Arc<Stop>,
     ) -> Result<Self, SourceError> {
         let context = GroupContext {
             listener,
@@ -76,7 +80,8 @@ impl KafkaSource {
             table: Mutex::default(),
             next_id: AtomicU32::new(0),
             paused: AtomicBool::new(false),
-            giving_up: AtomicBool::new(false),
+            stop,
+            metrics,
             failure: Mutex::default(),
         };
         let fatal = |error: KafkaError| SourceError::Fatal(format!("kafka.client: {error}"));
@@ -136,11 +141,6 @@ impl KafkaSource {
         }
     }
 
-    /// From here on nothing is waited for inside an assignment: the worker is going away.
-    pub fn give_up(&self) {
-        self.consumer.context().giving_up.store(true, Ordering::Relaxed);
-    }
-
     fn pass_on(&self, record: &BorrowedMessage<'_>, each: &mut impl FnMut(&Message<'_>)) -> bool {
         let context = self.consumer.context();
         context.watch.back();
@@ -169,9 +169,7 @@ impl KafkaSource {
                 tracing::warn!(%error, "an input topic does not exist (yet); waiting for it");
                 Ok(())
             }
-            (_, Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)) => {
-                Err(SourceError::Fatal(format!("{error}: grant this worker READ on its input topics and its group")))
-            }
+            (_, Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)) => Err(not_authorised(error)),
             (_, Some(Code::AutoOffsetReset | Code::OffsetOutOfRange)) => Err(SourceError::Fatal(format!(
                 "{error}: the committed position lies outside of the topic; was it recreated, or did retention remove \
                  unread records? Reset the group's offsets, or use another group"
@@ -182,6 +180,15 @@ impl KafkaSource {
             }
         }
     }
+}
+
+fn not_authorised(error: &KafkaError) -> SourceError {
+    SourceError::Fatal(format!("{error}: grant this worker READ on its input topics and its group"))
+}
+
+fn is_rebalance(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::IllegalGeneration | Code::UnknownMemberId | Code::RebalanceInProgress)
 }
 
 /// The headers of a record. A name that is not UTF-8 is none that we read, so it is passed over.
@@ -233,7 +240,8 @@ pub struct GroupContext {
     table: Mutex<Vec<Owned>>,
     next_id: AtomicU32,
     paused: AtomicBool,
-    giving_up: AtomicBool,
+    stop: Arc<Stop>,
+    metrics: Arc<Metrics>,
     failure: Mutex<Option<SourceError>>,
 }
 
@@ -284,17 +292,17 @@ impl GroupContext {
         consumer: &BaseConsumer<Self>,
         partitions: &TopicPartitionList,
     ) -> Result<Option<TopicPartitionList>, SourceError> {
-        let read = || consumer.committed_offsets(partitions.clone(), QUESTION_TIMEOUT);
-        let Some(mut starts) = self.ask(read, "the committed positions") else { return Ok(None) };
+        let read = || client::settled(consumer.committed_offsets(partitions.clone(), QUESTION_TIMEOUT)?);
+        let Some(mut starts) = self.ask(read, "the committed positions")? else { return Ok(None) };
         let mut fresh = TopicPartitionList::new();
         for element in partitions.elements() {
             let (topic, number) = (element.topic(), element.partition());
             let read = || consumer.fetch_watermarks(topic, number, QUESTION_TIMEOUT);
-            let Some((low, high)) = self.ask(read, "the bounds of a partition") else { return Ok(None) };
+            let Some((low, high)) = self.ask(read, "the bounds of a partition")? else { return Ok(None) };
             let committed = starts.find_partition(topic, number).map(|found| found.offset());
             let (offset, is_fresh) = match committed {
                 Some(Offset::Offset(committed)) => {
-                    let start = within(topic, number, committed, (low, high))?;
+                    let start = self.within(topic, number, committed, (low, high))?;
                     (start, start != committed)
                 }
                 _ => (self.start_of_new(topic, number, (low, high))?, true),
@@ -308,8 +316,12 @@ impl GroupContext {
         }
         if fresh.count() > 0 {
             // Else a crash before the first commit would start a "latest" group at a later end, past unread records.
-            let commit = || consumer.commit(&fresh, CommitMode::Sync);
-            if self.ask(commit, "the commit of the first position").is_none() {
+            let commit = || match consumer.commit(&fresh, CommitMode::Sync) {
+                // The group has moved on already, and takes these partitions back in a moment.
+                Err(error) if error.rdkafka_error_code().is_some_and(is_rebalance) => Ok(()),
+                done => done,
+            };
+            if self.ask(commit, "the commit of the first position")?.is_none() {
                 return Ok(None);
             }
         }
@@ -327,16 +339,24 @@ impl GroupContext {
     }
 
     /// Asks until answered: a broker that is away, or a transaction that a killed worker left open, passes.
-    fn ask<T>(&self, mut question: impl FnMut() -> KafkaResult<T>, what: &str) -> Option<T> {
+    fn ask<T>(&self, mut question: impl FnMut() -> KafkaResult<T>, what: &str) -> Result<Option<T>, SourceError> {
+        use RDKafkaErrorCode as Code;
         let mut said = false;
         loop {
             match question() {
                 Ok(answer) => {
                     self.watch.back();
-                    return Some(answer);
+                    return Ok(Some(answer));
                 }
-                Err(_) if self.giving_up.load(Ordering::Relaxed) => return None,
+                Err(_) if self.stop.requested() => return Ok(None),
                 Err(error) => {
+                    match error.rdkafka_error_code() {
+                        Some(Code::FencedInstanceId) => return Err(SourceError::Fenced),
+                        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
+                            return Err(not_authorised(&error));
+                        }
+                        _ => {}
+                    }
                     if !said && !self.watch.is_away() {
                         tracing::info!(%error, "waiting for {what}");
                         said = true;
@@ -348,6 +368,22 @@ impl GroupContext {
         }
     }
 
+    /// A committed position must lie in the topic. Below its start, retention removed records that nobody read.
+    fn within(&self, topic: &str, number: i32, committed: i64, (low, high): (i64, i64)) -> Result<i64, SourceError> {
+        if committed > high {
+            return Err(SourceError::Fatal(format!(
+                "the group's position {committed} in {topic}/{number} lies past its end {high}: the topic was truncated or \
+                 recreated; reset the group's offsets"
+            )));
+        }
+        if committed < low {
+            let lost = low - committed;
+            self.metrics.records_lost.inc_by(lost.unsigned_abs());
+            tracing::error!(topic, partition = number, lost, "retention removed records before they were read");
+        }
+        Ok(committed.max(low))
+    }
+
     fn let_go(&self, partitions: &TopicPartitionList) -> Vec<PartitionId> {
         let mut table = self.table.lock();
         let elements = partitions.elements();
@@ -356,21 +392,6 @@ impl GroupContext {
         table.retain(|owned| !gone(owned));
         ids
     }
-}
-
-/// A committed position must lie in the topic. Below its start, retention removed records that nobody read.
-fn within(topic: &str, number: i32, committed: i64, (low, high): (i64, i64)) -> Result<i64, SourceError> {
-    if committed > high {
-        return Err(SourceError::Fatal(format!(
-            "the group's position {committed} in {topic}/{number} lies past its end {high}: the topic was truncated or \
-             recreated; reset the group's offsets"
-        )));
-    }
-    if committed < low {
-        let lost = low - committed;
-        tracing::error!(topic, partition = number, lost, "retention removed records before they were read");
-    }
-    Ok(committed.max(low))
 }
 
 fn names(partitions: &TopicPartitionList) -> Vec<String> {
@@ -387,7 +408,7 @@ impl GroupMember for GroupConsumer {
     }
 
     fn committed(&self, partitions: TopicPartitionList, bound: Duration) -> KafkaResult<TopicPartitionList> {
-        self.committed_offsets(partitions, bound)
+        client::settled(self.committed_offsets(partitions, bound)?)
     }
 }
 

@@ -43,7 +43,8 @@ pub(super) fn start(
     rate: u32,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
     let mut client = cluster.client();
-    client.set("linger.ms", "1").set("queue.buffering.max.messages", "1000000").set("acks", "all");
+    // Five requests in flight at most: a slow broker then gets larger batches, not a longer queue of small ones.
+    client.set("linger.ms", "5").set("queue.buffering.max.messages", "1000000").set("enable.idempotence", "true");
     let producer: ThreadedProducer<DefaultProducerContext> = client.create()?;
     let topic = cluster.features.clone();
     let feed = move || {

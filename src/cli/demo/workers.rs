@@ -26,7 +26,7 @@ pub(super) fn worker_toml(cluster: &Cluster, model: &Path) -> String {
     format!(
         "instance = \"demo\"\n\n[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n{fetch}\n[[route]]\ninput = [\"{features}\"]\n\
          reply_topic = \"{scores}\"\n\n[[model]]\nname = \"higgs\"\npath = \"{model}\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n\n\
-         [log]\nlevel = \"info\"\n"
+         [log]\nlevel = \"warn\"\n"
     )
 }
 
