@@ -37,7 +37,9 @@ impl Health {
     /// What is not ready, a line each; empty when all is.
     #[must_use]
     pub fn reasons(&self) -> String {
-        self.reasons.lock().iter().map(|(part, reason)| format!("{part}: {reason}\n")).collect()
+        let reasons = self.reasons.lock();
+        let lines: Vec<String> = reasons.iter().map(|(part, reason)| format!("{part}: {reason}\n")).collect();
+        lines.concat()
     }
 
     /// The worker cannot recover by itself: `/livez` fails from here on.

@@ -199,6 +199,9 @@ impl InferenceEngine {
     /// # Errors
     /// [`ModelError`] when the file cannot be read, is not supported, or fails [`InferenceEngine::validate_model`];
     /// also when `compile` is asked for, which no backend of this version does.
+    ///
+    /// # Panics
+    /// As [`InferenceEngine::add_model`].
     pub fn load_model(
         &self,
         path: impl AsRef<Path>,
@@ -245,6 +248,9 @@ impl InferenceEngine {
     ///
     /// # Errors
     /// [`ModelError::Refused`] when it fails validation, or takes or gives other things than the version that it replaces.
+    ///
+    /// # Panics
+    /// Panics past 2^32 models.
     pub fn add_model(&self, spec: &ModelSpec, model: &dyn Model, sha256: &str) -> Result<ModelId, ModelError> {
         let mut policies = self.policies.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
@@ -272,9 +278,9 @@ impl InferenceEngine {
             spec.priority_default,
             spec.timeout,
         );
-        self.scheduler.put_model(id, Arc::new(loaded), spec.batch.clone());
+        self.scheduler.put_model(id, Arc::new(loaded), spec.batch);
         if version == 1 {
-            policies.push(spec.batch.clone());
+            policies.push(spec.batch);
         }
         catalog.put(entry);
         self.catalog.store(Arc::new(catalog));

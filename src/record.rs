@@ -326,6 +326,9 @@ impl Chunk {
     }
 
     /// Adds a request. The headers pushed since the last request are its own.
+    ///
+    /// # Panics
+    /// Panics past 2^32 headers; the source bounds a chunk far below that.
     pub fn push(&mut self, request: NewRequest) {
         let start = self.requests.last().map_or(0, |last| last.echo.end);
         let end = u32::try_from(self.echo.len()).expect("a chunk holds far fewer headers than 2^32");

@@ -296,24 +296,22 @@ impl Scheduler {
         self.metrics.requests_scored.inc_by((scored.outcomes.len() - failed) as u64);
 
         let Scored { outcomes, scores, outputs, model, batch_size, started } = scored;
-        let mut shares: Vec<(SubmitterId, Vec<Ticket>, Vec<Result<usize, Reject>>)> = Vec::new();
+        let mut shares: Vec<Share> = Vec::new();
         let size = batch.len();
         for (entry, outcome) in batch.into_iter().zip(outcomes) {
             let Queued { ticket, submitter } = entry.item;
-            let share = match shares.iter().position(|share| share.0 == submitter) {
-                Some(share) => share,
-                None => {
-                    shares.push((submitter, Vec::with_capacity(size), Vec::with_capacity(size)));
-                    shares.len() - 1
-                }
-            };
-            shares[share].1.push(ticket);
-            shares[share].2.push(outcome);
+            let found = shares.iter().position(|share| share.submitter == submitter);
+            let place = found.unwrap_or_else(|| {
+                shares.push(Share { submitter, tickets: Vec::with_capacity(size), outcomes: Vec::with_capacity(size) });
+                shares.len() - 1
+            });
+            shares[place].tickets.push(ticket);
+            shares[place].outcomes.push(outcome);
         }
         let submitters = self.submitters.read();
         let last = shares.len().saturating_sub(1);
         let mut scores = Some(scores);
-        for (index, (submitter, tickets, outcomes)) in shares.into_iter().enumerate() {
+        for (index, Share { submitter, tickets, outcomes }) in shares.into_iter().enumerate() {
             // Batches that several submitters share are rare (shards fill whole ones), so a copy will do.
             let scores = if index == last { scores.take() } else { scores.clone() }.unwrap_or_default();
             let model = model.clone();
@@ -321,6 +319,13 @@ impl Scheduler {
             submitters[submitter.0].completed(batch);
         }
     }
+}
+
+/// A batch's requests of one submitter.
+struct Share {
+    submitter: SubmitterId,
+    tickets: Vec<Ticket>,
+    outcomes: Vec<Result<usize, Reject>>,
 }
 
 /// What a batch came to, before it is split by submitter.

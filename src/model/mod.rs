@@ -134,7 +134,7 @@ impl Rows<'_> {
     /// Number of rows.
     #[must_use]
     pub fn count(&self) -> usize {
-        if self.width == 0 { 0 } else { self.values.len() / self.width }
+        self.values.len().checked_div(self.width).unwrap_or(0)
     }
 }
 

@@ -138,7 +138,7 @@ impl TransactionalProducer {
         let metadata = metadata.map_err(|error| TransactionError::Connection(error.to_string()))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         // Only the broker's word that there is none counts: a leader may be missing for a moment.
-        match found.and_then(|found| found.error()).map(RDKafkaErrorCode::from) {
+        match found.and_then(rdkafka::metadata::MetadataTopic::error).map(RDKafkaErrorCode::from) {
             None => {}
             Some(code) if is_definite(code) => return Ok(None),
             Some(code) => return Err(TransactionError::Connection(format!("{topic}: {code}"))),

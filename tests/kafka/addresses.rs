@@ -80,6 +80,6 @@ pub(crate) fn bad_addresses(shared: &Shared) {
             assert!(message.contains(names), "{key}: {message}");
         }
     }
-    assert_eq!(worker.metric("forebay_transactions_aborted_total"), 0.0, "found out before any transaction began");
+    assert_eq!(worker.metric("forebay_transactions_aborted_total"), 0, "found out before any transaction began");
     assert_eq!(worker.terminate(), Some(0));
 }

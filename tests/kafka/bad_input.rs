@@ -103,7 +103,7 @@ pub(crate) fn tombstones_are_skipped(shared: &Shared) {
     );
     let replies = shared.kafka.read(&output, 2);
     assert_eq!(replies.iter().map(Record::key_text).collect::<Vec<_>>(), ["a", "b"]);
-    until("the skip's count", || worker.metric("forebay_records_skipped_total") == 1.0);
+    until("the skip's count", || worker.metric("forebay_records_skipped_total") == 1);
     assert_eq!(worker.terminate(), Some(0));
 }
 
@@ -137,7 +137,7 @@ pub(crate) fn deadlines_are_answered(shared: &Shared) {
     let mut worker = Worker::start(&toml, "deadline", "score=1*sleep(1500)->off");
     worker.wait_ready();
     shared.kafka.send(&input, &[Record::new("slow", shared.higgs.request(0))]);
-    until("the slow record's arrival", || worker.metric("forebay_records_received_total") == 1.0);
+    until("the slow record's arrival", || worker.metric("forebay_records_received_total") == 1);
     let hurried = shared.higgs.request(1).replace('{', "{\"timeout_ms\":50,");
     shared.kafka.send(&input, &[Record::new("hurried", hurried), Record::new("patient", shared.higgs.request(2))]);
     let replies = shared.kafka.read(&output, 3);

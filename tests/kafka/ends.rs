@@ -13,7 +13,7 @@ pub(crate) fn sigterm_drains(shared: &Shared) {
     worker.wait_ready();
     let records: Vec<_> = (0..5000).map(|row| Record::new(&row.to_string(), shared.higgs.request(row))).collect();
     shared.kafka.send(&input, &records);
-    until("records in flight", || worker.metric("forebay_records_in_flight") > 0.0);
+    until("records in flight", || worker.metric("forebay_records_in_flight") > 0);
     assert_eq!(worker.terminate(), Some(0), "{}", worker.log());
     let committed: i64 = shared.kafka.committed("drain", &input, 2).iter().sum();
     let answered = shared.kafka.read(&output, usize::try_from(committed).unwrap());
@@ -28,7 +28,7 @@ pub(crate) fn cut_short(shared: &Shared) {
     shared.kafka.send(&input, &[Record::new("a", shared.higgs.request(0))]);
     assert_eq!(shared.kafka.read(&output, 1).len(), 1);
     shared.kafka.send(&input, &[Record::new("b", shared.higgs.request(1))]);
-    until("the slow record's arrival", || worker.metric("forebay_records_received_total") == 2.0);
+    until("the slow record's arrival", || worker.metric("forebay_records_received_total") == 2);
     assert_eq!(worker.terminate(), Some(75), "{}", worker.log());
     assert_eq!(shared.kafka.committed("short", &input, 1), [1], "the rest is not committed");
     let mut next = Worker::ready(&toml, "short");
@@ -93,11 +93,11 @@ pub(crate) fn broker_away(shared: &Shared) {
     kafka.send("away-in", &[Record::new("a", shared.higgs.request(0))]);
     assert_eq!(kafka.read("away-out", 1).len(), 1);
     kafka.kill();
-    until("the worker to notice", || worker.metric("forebay_broker_away") == 1.0);
+    until("the worker to notice", || worker.metric("forebay_broker_away") == 1);
     kafka.restart();
     kafka.send("away-in", &[Record::new("b", shared.higgs.request(1))]);
     assert_eq!(kafka.read("away-out", 2).len(), 2);
-    until("the worker to notice", || worker.metric("forebay_broker_away") == 0.0);
+    until("the worker to notice", || worker.metric("forebay_broker_away") == 0);
     assert_eq!(worker.log().matches("no broker can be reached").count(), 1, "{}", worker.log());
     assert_eq!(worker.terminate(), Some(0), "{}", worker.log());
 }
@@ -124,7 +124,7 @@ pub(crate) fn admin(shared: &Shared) {
     shared.kafka.send(&input, &records);
     assert_eq!(shared.kafka.read(&output, 2).len(), 2);
     assert_eq!(worker.get("/livez"), Some((200, "ok\n".to_owned())));
-    until("the commit's count", || worker.metric("forebay_commit_records_sum") == 2.0);
+    until("the commit's count", || worker.metric("forebay_commit_records_sum") == 2);
     let (status, stats) = worker.get("/stats").unwrap();
     let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
     assert_eq!(status, 200);

@@ -78,14 +78,13 @@ pub(crate) fn killed_at_each_step(shared: &Shared) {
         let mut worker = Worker::start(&toml, "steps", &format!("{step}=1*off->pause"));
         worker.wait_ready();
         send(shared, &input, sent..sent + 50);
-        until("a first transaction", || worker.metric("forebay_commits_total") >= 1.0);
+        until("a first transaction", || worker.metric("forebay_commits_total") >= 1);
         send(shared, &input, sent + 50..sent + 100);
         sent += 100;
-        let hit = || {
-            worker.metric("forebay_records_received_total") >= 100.0 && worker.metric("forebay_records_in_flight") > 0.0
-        };
+        let hit =
+            || worker.metric("forebay_records_received_total") >= 100 && worker.metric("forebay_records_in_flight") > 0;
         until("records in flight", hit);
-        assert_eq!(worker.metric("forebay_commits_total"), 1.0, "{step} holds the second transaction");
+        assert_eq!(worker.metric("forebay_commits_total"), 1, "{step} holds the second transaction");
         worker.kill();
     }
     let mut worker = Worker::ready(&toml, "steps");
@@ -105,7 +104,7 @@ pub(crate) fn a_lost_answer(shared: &Shared) {
         send(shared, &input, part * 40..(part + 1) * 40);
     }
     assert_exactly_once(shared, &output, 400);
-    assert_eq!(worker.metric("forebay_producers_recycled_total"), 2.0, "{}", worker.log());
+    assert_eq!(worker.metric("forebay_producers_recycled_total"), 2, "{}", worker.log());
     assert_eq!(worker.terminate(), Some(0));
 }
 
@@ -124,8 +123,8 @@ pub(crate) fn come_and_go(shared: &Shared) {
     let mut second = Worker::start(&toml, "second", "");
     stream(5);
     second.wait_ready();
-    until("a share for the second", || second.metric("forebay_partitions_assigned") == 3.0);
-    until("a share for the first", || first.metric("forebay_partitions_assigned") == 3.0);
+    until("a share for the second", || second.metric("forebay_partitions_assigned") == 3);
+    until("a share for the first", || first.metric("forebay_partitions_assigned") == 3);
     stream(5);
     assert_eq!(first.terminate(), Some(0));
     stream(5);

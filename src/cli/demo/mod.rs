@@ -104,7 +104,7 @@ impl Story<'_> {
             ensure!(clock::now() - since < STALL_BOUND, "the end of the reply topic does not come");
             check.read(&self.data, &sent, &SHOWN)?;
         }
-        self.print_tail(check, took)
+        Ok(self.print_tail(check, took))
     }
 
     fn start_workers(&self) -> anyhow::Result<Workers> {
@@ -209,7 +209,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    fn print_tail(&self, mut check: Check, took: Duration) -> anyhow::Result<Counts> {
+    fn print_tail(&self, mut check: Check, took: Duration) -> Counts {
         println!();
         check.shown.sort();
         check.shown.dedup_by_key(|(record, _)| *record);
@@ -237,7 +237,7 @@ impl Story<'_> {
             p50 as f64 / 1e3,
             p99 as f64 / 1e3,
         );
-        Ok(counts)
+        counts
     }
 }
 
@@ -256,9 +256,9 @@ impl Workers {
             let id = first.kill()?;
             let text = format!("  SIGKILL to worker demo-a (process {id}) after {answered} replies; started again");
             if bar.is_hidden() {
-                println!("{text}")
+                println!("{text}");
             } else {
-                bar.println(text)
+                bar.println(text);
             }
             *first = Process::start(story.toml, story.folder, "demo-a", false)?;
             *killed = true;
