@@ -1,30 +1,26 @@
 //! [`InferenceEngine`], the library's door: features in, predictions out. The worker's pipeline stands on the same door;
 //! it submits whole chunks where a library user submits single requests.
 
-use std::collections::HashMap;
-use std::future::Future;
+mod door;
+
 use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
-use std::pin::Pin as StdPin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
+use parking_lot::Mutex;
 
+use self::door::Door;
+pub use self::door::PendingPrediction;
 use crate::batch::{BatchPolicy, MemoryPool};
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
 use crate::model::validate::Validation;
 use crate::model::{self, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
 use crate::placement::{Pin, Plan};
-use crate::record::{
-    Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, ScoredBatch,
-};
+use crate::record::{Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress};
 use crate::score::{Closed, Scheduler, Submitter, SubmitterId};
 
 /// Batch buffers that are kept for reuse: a score thread needs one at a time, of a few MiB at the most.
@@ -472,102 +468,5 @@ fn resolve<'a>(catalog: &'a Catalog, name: Option<&str>) -> Result<&'a ModelEntr
             .entries()
             .first()
             .ok_or_else(|| Reject::new(ErrorCode::UnknownModel, "no model is loaded; call load_model first")),
-    }
-}
-
-/// A request on its way. It is a future; outside of async code, [`PendingPrediction::wait`] blocks for it.
-#[derive(Debug)]
-pub struct PendingPrediction {
-    answer: oneshot::Receiver<Result<Prediction, Reject>>,
-}
-
-impl PendingPrediction {
-    /// Blocks until the answer is there.
-    ///
-    /// # Errors
-    /// [`PredictError`] as the request deserves.
-    pub fn wait(self) -> Result<Prediction, PredictError> {
-        Ok(self.answer.blocking_recv().map_err(|_| Closed)??)
-    }
-}
-
-impl Future for PendingPrediction {
-    type Output = Result<Prediction, PredictError>;
-
-    fn poll(mut self: StdPin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        StdPin::new(&mut self.answer).poll(context).map(|answer| Ok(answer.map_err(|_| Closed)??))
-    }
-}
-
-/// Puts futures on top of the submitter's path: each request is numbered, and its answer sent to who waits for it.
-struct Door {
-    places: Mutex<u32>,
-    place_freed: Condvar,
-    next: AtomicI64,
-    waiting: Mutex<HashMap<i64, Waiting>>,
-}
-
-struct Waiting {
-    id: String,
-    answer: oneshot::Sender<Result<Prediction, Reject>>,
-}
-
-impl Door {
-    fn new(places: u32) -> Self {
-        let (next, waiting) = (AtomicI64::new(0), Mutex::default());
-        Self { places: Mutex::new(places), place_freed: Condvar::new(), next, waiting }
-    }
-
-    fn try_place(&self) -> bool {
-        let mut places = self.places.lock();
-        let free = *places > 0;
-        *places -= u32::from(free);
-        free
-    }
-
-    fn wait_for_place(&self) {
-        let mut places = self.places.lock();
-        self.place_freed.wait_while(&mut places, |places| *places == 0);
-        *places -= 1;
-    }
-
-    fn leave(&self) {
-        *self.places.lock() += 1;
-        self.place_freed.notify_one();
-    }
-
-    fn expect_answer(&self, id: String) -> (i64, oneshot::Receiver<Result<Prediction, Reject>>) {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, receiver) = oneshot::channel();
-        self.waiting.lock().insert(number, Waiting { id, answer });
-        (number, receiver)
-    }
-
-    fn forget(&self, number: i64) {
-        self.waiting.lock().remove(&number);
-    }
-}
-
-impl Submitter for Door {
-    fn completed(&self, batch: ScoredBatch) {
-        for (index, ticket) in batch.tickets.iter().enumerate() {
-            let request = ticket.request();
-            let Some(waiting) = self.waiting.lock().remove(&request.position.offset) else { continue };
-            let answer = batch.scores_of(index).map_err(Reject::clone).map(|scores| Prediction {
-                id: waiting.id,
-                scores: scores.to_vec(),
-                outputs: batch.outputs,
-                metadata: PredictionMetadata {
-                    model: batch.model.as_ref().map_or_else(String::new, |model| model.name().to_owned()),
-                    version: batch.model.as_ref().map_or(0, |model| model.version()),
-                    batch_size: batch.batch_size,
-                    queued: batch.started.saturating_duration_since(request.arrived),
-                    inference: batch.inference,
-                },
-            });
-            // Who dropped the future wants no answer.
-            let _ = waiting.answer.send(answer);
-            self.leave();
-        }
     }
 }

@@ -368,7 +368,7 @@ fn deadline_exceeded(entry: &Entry<Queued>, now: Instant) -> Reject {
 /// A model that panics must not take the score thread with it.
 fn score_caught(scorer: &mut dyn Scorer, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
     let caught = catch_unwind(AssertUnwindSafe(|| {
-        fail::fail_point!("score", |message| Err(ScoreError(message.unwrap_or_default())));
+        fail::fail_point!("score::batch", |message| Err(ScoreError(message.unwrap_or_default())));
         scorer.score(rows, scores)
     }));
     caught.unwrap_or_else(|panic| {

@@ -10,27 +10,27 @@
 //!    next transaction), and the committed positions are read back: they say what truly committed. Scores in memory
 //!    are sent again, not computed again.
 
+mod recover;
+mod refused;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::inbox::{Event, Inbox};
 use super::producer::{Outgoing, TransactionError, TransactionalProducer};
 use crate::admin::Health;
-use crate::client::{BrokerWatch, ClientSettings, GroupMember, TRANSACTION_TIMEOUT};
+use crate::client::{BrokerWatch, ClientSettings, GroupMember};
 use crate::clock::{self, Stop};
 use crate::commit::{Finish, Tracker};
 use crate::config::{Kafka, ReplyMetadata};
 use crate::encode::Encoder;
 use crate::metrics::Metrics;
-use crate::record::{
-    AssignedPartition, ErrorCode, PartitionId, Reject, Reply, ReplyAddress, Request, ScoredBatch, Ticket,
-};
+use crate::record::{AssignedPartition, PartitionId, Reply, ReplyAddress, Request, ScoredBatch, Ticket};
 
 /// The longest wait for one of librdkafka's calls; past it the producer is recycled.
 const CALL_BOUND: Duration = Duration::from_secs(8);
@@ -39,9 +39,6 @@ const IDLE: Duration = Duration::from_millis(250);
 /// Fewer records than this, right after another transaction, are flushed before the commit: 13 slow cycles in 1,000
 /// instead of 90.
 const FLUSH_FIRST_BELOW: usize = 1000;
-/// Producers that may be made anew in a minute for errors that are nobody's connection.
-const RECYCLES_A_MINUTE: usize = 5;
-
 /// Why the transaction thread ended before it was asked to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
@@ -407,200 +404,6 @@ impl Transactions {
             producer.send(outgoing())?;
         }
         producer.send(outgoing())
-    }
-
-    // ---- replies that cannot go where they are addressed ----
-
-    /// Before a transaction: the topics and partitions that requests named exist, or their replies go to the route.
-    fn check_addresses(&mut self, producer: &TransactionalProducer, take: &Take) -> Result<(), TransactionError> {
-        let mut refused = Vec::new();
-        for (id, n) in take {
-            for (offset, pending) in self.partitions[id].tracker.run().take(*n) {
-                let ReplyAddress::Named { topic, partition } = pending.address() else { continue };
-                let topic = pending.reply.ticket.chunk.str(topic);
-                let count = match self.topics.get(topic) {
-                    Some((count, asked)) if clock::now() - *asked < Duration::from_secs(30) => *count,
-                    _ => {
-                        let count = producer.partitions_of(topic, CALL_BOUND)?;
-                        self.topics.insert(topic.to_owned(), (count, clock::now()));
-                        count
-                    }
-                };
-                let wrong = match (count, partition) {
-                    (None, _) => format!("the reply topic {topic} does not exist"),
-                    (Some(count), Some(wanted)) if wanted < 0 || wanted >= count => {
-                        format!("the reply topic {topic} has {count} partitions, not one of number {wanted}")
-                    }
-                    _ => continue,
-                };
-                refused.push((*id, offset, wrong));
-            }
-        }
-        for (id, offset, wrong) in refused {
-            self.readdress(id, offset, &Reject::bad_request(wrong));
-        }
-        Ok(())
-    }
-
-    /// Puts a small error reply to the route's own topic in the place of one that was refused.
-    fn readdress(&mut self, id: PartitionId, offset: i64, reject: &Reject) {
-        let Some(partition) = self.partitions.get_mut(&id) else { return };
-        let Some((_, old)) = partition.tracker.run().find(|(at, _)| *at == offset) else { return };
-        let was_error_on_route = old.reply.error.is_some() && matches!(old.address(), ReplyAddress::Route);
-        let reply = self.encoder.encode_reject(old.reply.ticket.clone(), reject);
-        self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
-        if was_error_on_route {
-            tracing::error!(topic = partition.topic, offset, "even the error reply was refused; the record is dropped");
-            self.sink.metrics.replies_dropped.inc();
-        }
-        partition.tracker.replace(offset, Pending { reply, to_route: true, dropped: was_error_on_route });
-    }
-
-    /// The broker refused some replies for good.
-    fn refused(&mut self, take: &Take, refused: &[(usize, RDKafkaErrorCode)]) {
-        let mut places = Vec::new();
-        for (id, n) in take {
-            places.extend(self.partitions[id].tracker.run().take(*n).map(|(offset, _)| (*id, offset)));
-        }
-        for (index, code) in refused {
-            let Some(&(id, offset)) = places.get(*index) else { continue };
-            let at_route = self.partitions[&id].tracker.run().find(|(at, _)| *at == offset);
-            let at_route = at_route.is_some_and(|(_, pending)| matches!(pending.address(), ReplyAddress::Route));
-            let is_size =
-                matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge);
-            if at_route && !is_size {
-                // The route's own topic is gone or closed to us: that is the operator's to mend, not the sender's fault.
-                self.sink.health.not_ready("producer", &format!("the route's reply topic refuses replies: {code}"));
-                if !std::mem::replace(&mut self.refusing, true) {
-                    tracing::error!(%code, "the route's own reply topic refuses replies; trying again every second");
-                }
-                std::thread::sleep(Duration::from_secs(1));
-                return;
-            }
-            let kind = if is_size { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
-            self.readdress(id, offset, &Reject::new(kind, format!("the reply was refused by the broker: {code}")));
-        }
-    }
-
-    // ---- after an error ----
-
-    fn after_error(&mut self, error: &TransactionError, take: &Take, took: Duration) -> Result<(), SinkError> {
-        match error {
-            // After a stall past the transaction's timeout the broker fenced this producer itself; else somebody did.
-            TransactionError::Fenced(_) if took < TRANSACTION_TIMEOUT => {
-                Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()))
-            }
-            TransactionError::Refused(refused) => {
-                self.refused(take, refused);
-                Ok(())
-            }
-            TransactionError::Connection(reason) | TransactionError::Fenced(reason) => {
-                if !self.sink.watch.is_away() {
-                    tracing::warn!(reason, "a transaction was given up; its replies are sent again");
-                }
-                Ok(())
-            }
-            TransactionError::Failed(reason) => {
-                tracing::warn!(reason, "a transaction failed; its replies are sent again");
-                let now = clock::now();
-                self.recycles.retain(|at| now - *at < Duration::from_secs(60));
-                self.recycles.push(now);
-                if self.recycles.len() > RECYCLES_A_MINUTE {
-                    return Err(SinkError::Fatal(format!(
-                        "transactions fail again and again; the last time: {reason}"
-                    )));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn recycle(&mut self) -> Result<Option<TransactionalProducer>, SinkError> {
-        self.sink.metrics.producers_recycled.inc();
-        let Some(producer) = self.connect()? else { return Ok(None) };
-        // Partitions may have come and gone while the producer was made.
-        self.gather(Duration::ZERO);
-        let done = self.read_back()?;
-        if !self.refusing {
-            self.sink.health.ready("producer");
-        }
-        Ok(done.then_some(producer))
-    }
-
-    /// A producer whose predecessors are fenced and their transactions ended. `None` when the worker stops meanwhile.
-    fn connect(&mut self) -> Result<Option<TransactionalProducer>, SinkError> {
-        let settings = self.sink.settings.producer();
-        let producer = TransactionalProducer::new(&settings, Arc::clone(&self.sink.watch));
-        let producer = producer.map_err(SinkError::Fatal)?;
-        loop {
-            match producer.init(CALL_BOUND) {
-                Ok(()) => {
-                    self.sink.watch.back();
-                    return Ok(Some(producer));
-                }
-                Err(TransactionError::Fenced(_)) => {
-                    return Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()));
-                }
-                Err(TransactionError::Failed(reason)) => {
-                    let id = self.sink.settings.transactional_id();
-                    return Err(SinkError::Fatal(format!("cannot use transactional.id {id}: {reason}")));
-                }
-                Err(error) => {
-                    if self.sink.stop.overdue() || (self.sink.stop.requested() && self.sink.inbox.in_flight() == 0) {
-                        return Ok(None);
-                    }
-                    self.sink.health.not_ready("producer", &error.to_string());
-                    self.sink.watch.gone(&error.to_string());
-                }
-            }
-        }
-    }
-
-    /// The route's own topics must be there before anything is scored for them. `false`: the worker stops meanwhile.
-    fn reply_topics_exist(&mut self, producer: &TransactionalProducer) -> bool {
-        let mut said = false;
-        let topics: Vec<String> = self.sink.routes.iter().map(|route| route.topic.clone()).collect();
-        for topic in topics {
-            while !matches!(producer.partitions_of(&topic, CALL_BOUND), Ok(Some(_))) {
-                if self.sink.stop.requested() {
-                    return false;
-                }
-                self.sink.health.not_ready("producer", &format!("the reply topic {topic} does not exist"));
-                if !said && !self.sink.watch.is_away() {
-                    tracing::error!(topic, "the route's reply topic does not exist; waiting for it to be created");
-                    said = true;
-                }
-                self.gather(IDLE);
-            }
-        }
-        true
-    }
-
-    /// What the broker says is committed counts. `false`: the worker stops meanwhile.
-    fn read_back(&mut self) -> Result<bool, SinkError> {
-        let mut asked = TopicPartitionList::new();
-        for partition in self.partitions.values() {
-            asked.add_partition(&partition.topic, partition.number);
-        }
-        if asked.count() == 0 {
-            return Ok(true);
-        }
-        let committed = loop {
-            match self.sink.group.committed(asked.clone(), Duration::from_secs(5)) {
-                Ok(committed) => break committed,
-                Err(_) if self.sink.stop.overdue() => return Ok(false),
-                Err(error) => tracing::debug!(%error, "reading the committed positions again"),
-            }
-        };
-        for partition in self.partitions.values_mut() {
-            let found = committed.find_partition(&partition.topic, partition.number).map(|found| found.offset());
-            let Some(Offset::Offset(position)) = found else { continue };
-            let done = partition.tracker.committed_to(position);
-            let done =
-                done.map_err(|error| SinkError::Fatal(format!("{}/{}: {error}", partition.topic, partition.number)))?;
-            self.sink.inbox.release(done);
-        }
-        Ok(true)
     }
 }
 

@@ -111,7 +111,8 @@ pub(crate) fn a_failing_model_answers(shared: &Shared) {
     let (input, output) = shared.topics("failing", 1);
     let toml = Toml::new("failing").text(&shared.kafka.brokers());
     // The first call fails, then each request of the batch alone: one by an error, one by a panic, the others not.
-    let mut worker = Worker::start(&toml, "failing", "score=1*return(no such tree)->1*return(bad row)->1*panic(boom)");
+    let mut worker =
+        Worker::start(&toml, "failing", "score::batch=1*return(no such tree)->1*return(bad row)->1*panic(boom)");
     worker.wait_ready();
     let records: Vec<_> = (0..6).map(|row| Record::new(&format!("k{row}"), shared.higgs.request(row))).collect();
     shared.kafka.send(&input, &records);
@@ -134,7 +135,7 @@ pub(crate) fn deadlines_are_answered(shared: &Shared) {
     let toml = Toml::new("deadline").text(&shared.kafka.brokers());
     let toml = format!("{toml}\n[engine]\nnum_threads = 1\n");
     // The first batch holds the only score thread; what comes meanwhile with a deadline must not wait for it.
-    let mut worker = Worker::start(&toml, "deadline", "score=1*sleep(1500)->off");
+    let mut worker = Worker::start(&toml, "deadline", "score::batch=1*sleep(1500)->off");
     worker.wait_ready();
     shared.kafka.send(&input, &[Record::new("slow", shared.higgs.request(0))]);
     until("the slow record's arrival", || worker.metric("forebay_records_received_total") == 1);

@@ -9,7 +9,7 @@ use crate::{Shared, Toml};
 pub(crate) fn sigterm_drains(shared: &Shared) {
     let (input, output) = shared.topics("drain", 2);
     let toml = Toml::new("drain").text(&shared.kafka.brokers());
-    let mut worker = Worker::start(&toml, "drain", "score=sleep(5)");
+    let mut worker = Worker::start(&toml, "drain", "score::batch=sleep(5)");
     worker.wait_ready();
     let records: Vec<_> = (0..5000).map(|row| Record::new(&row.to_string(), shared.higgs.request(row))).collect();
     shared.kafka.send(&input, &records);
@@ -23,7 +23,7 @@ pub(crate) fn sigterm_drains(shared: &Shared) {
 pub(crate) fn cut_short(shared: &Shared) {
     let (input, output) = shared.topics("short", 1);
     let toml = Toml { kafka: "drain_timeout = \"1s\"", ..Toml::new("short") }.text(&shared.kafka.brokers());
-    let mut worker = Worker::start(&toml, "short", "score=1*off->sleep(30000)");
+    let mut worker = Worker::start(&toml, "short", "score::batch=1*off->sleep(30000)");
     worker.wait_ready();
     shared.kafka.send(&input, &[Record::new("a", shared.higgs.request(0))]);
     assert_eq!(shared.kafka.read(&output, 1).len(), 1);
