@@ -1,4 +1,5 @@
-//! The score threads: requests in by [`Scheduler::submit`], scored batches out by [`Submitter::completed`].
+//! The score threads: requests in by [`InferenceEngine::submit`](crate::engine::InferenceEngine::submit), scored batches
+//! out by [`Submitter::completed`].
 //!
 //! Invariants: a request that was accepted is handed back exactly once, with scores or with a rejection; a batch never
 //! mixes models; a failing row takes no neighbour with it (its batch is scored again row by row).
