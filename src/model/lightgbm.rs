@@ -131,7 +131,9 @@ impl Header {
             ));
         }
         let trees = text.lines().filter(|line| line.starts_with("Tree=")).count();
+        let leaves = text.lines().filter_map(|line| line.strip_prefix("num_leaves=")?.parse::<u32>().ok());
         let mut details = vec![("trees".to_owned(), trees.to_string())];
+        details.extend(leaves.max().map(|most| ("leaves".to_owned(), most.to_string())));
         for (key, shown) in [("version", "format"), ("objective", "objective"), ("num_class", "classes")] {
             details.extend(field(key).map(|value| (shown.to_owned(), value.to_owned())));
         }

@@ -1,7 +1,7 @@
 //! The demo's producer: records in, paced, each stamped with the moment that it was handed over.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,16 @@ use crate::clock;
 pub(super) struct Sent {
     start: Instant,
     at_us: Vec<AtomicU64>,
+    count: AtomicUsize,
 }
 
 impl Sent {
     pub(super) fn new(records: usize) -> Self {
-        Self { start: clock::now(), at_us: (0..records).map(|_| AtomicU64::new(0)).collect() }
+        Self {
+            start: clock::now(),
+            at_us: (0..records).map(|_| AtomicU64::new(0)).collect(),
+            count: AtomicUsize::new(0),
+        }
     }
 
     /// How long ago a record was sent.
@@ -29,7 +34,13 @@ impl Sent {
         (at > 0).then(|| (clock::now() - self.start).saturating_sub(Duration::from_micros(at)))
     }
 
+    /// How many were sent.
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
     fn stamp(&self, record: usize) {
+        self.count.fetch_add(1, Ordering::Relaxed);
         let at = u64::try_from((clock::now() - self.start).as_micros()).unwrap_or(u64::MAX).max(1);
         self.at_us[record].store(at, Ordering::Relaxed);
     }

@@ -7,6 +7,7 @@ mod data;
 mod feed;
 mod workers;
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -104,7 +105,7 @@ impl Story<'_> {
             ensure!(clock::now() - since < STALL_BOUND, "the end of the reply topic does not come");
             check.read(&self.data, &sent, &SHOWN)?;
         }
-        Ok(self.print_tail(check, took))
+        self.print_tail(check, took)
     }
 
     fn start_workers(&self) -> anyhow::Result<Workers> {
@@ -148,7 +149,7 @@ impl Story<'_> {
             check.read(&self.data, sent, &SHOWN)?;
             let answered = check.answered();
             bar.set_position(answered as u64);
-            bar.set_message(format!("batch {:.0}", check.batch_rows.mean()));
+            bar.set_message(format!("waiting {}   batch {:.0}", sent.count() - answered, check.batch_rows.mean()));
             if answered == records {
                 return Ok(());
             }
@@ -172,72 +173,84 @@ impl Story<'_> {
     }
 
     fn print_head(&self, workers: &Workers) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
         let cores = placement::granted_cores().len();
         let nodes = placement::numa_nodes();
         let admin = match workers {
             Workers::Inside(inside) => format!(" · admin http://{}", inside.worker.admin()),
             Workers::Outside { .. } => String::new(),
         };
-        println!(
+        writeln!(
+            out,
             "forebay {} · {cores} cores, {} · {}{admin}",
             env!("CARGO_PKG_VERSION"),
             count(nodes, "NUMA node"),
             simd()
-        );
+        )?;
         let file = crate::model::ModelBytes::read(self.model, None)?;
         let model = crate::model::load(&file, None)?;
         let schema = model.schema();
-        let trees = schema.details.iter().find(|(name, _)| name == "trees").map_or("?", |(_, trees)| trees);
+        let detail = |wanted| schema.details.iter().find(|(name, _)| name == wanted).map_or("?", |(_, value)| value);
+        let shape = format!("{} trees x {} leaves", detail("trees"), detail("leaves"));
         let name = self.model.file_name().unwrap_or_default().to_string_lossy();
-        println!(
-            "model   {name}  {}, {trees} trees, {} features, sha256 {}…  validated",
+        writeln!(
+            out,
+            "model   {name}  {}, {shape}, {} features, sha256 {}…  validated",
             schema.model_type,
             schema.width(),
             &file.sha256[..8]
-        );
+        )?;
         if self.cluster.is_mock() {
-            println!(
+            writeln!(
+                out,
                 "broker  in process (librdkafka mock), {} partitions, paced {}/s",
                 cluster::PARTITIONS,
                 self.args.rate()
-            );
-            println!("        This shows the pipeline. Exactly once needs a real broker: make demo-kafka");
+            )?;
+            writeln!(out, "        This shows the pipeline. Exactly once needs a real broker: make demo-kafka")?;
         } else {
-            println!("broker  {}, {} partitions, exactly once, two workers", self.cluster.brokers, cluster::PARTITIONS);
+            writeln!(
+                out,
+                "broker  {}, {} partitions, exactly once, two workers",
+                self.cluster.brokers,
+                cluster::PARTITIONS
+            )?;
         }
-        println!();
+        writeln!(out)?;
         Ok(())
     }
 
-    fn print_tail(&self, mut check: Check, took: Duration) -> Counts {
-        println!();
+    fn print_tail(&self, mut check: Check, took: Duration) -> anyhow::Result<Counts> {
+        let mut out = io::stdout().lock();
+        writeln!(out)?;
         check.shown.sort();
         check.shown.dedup_by_key(|(record, _)| *record);
         for (record, reply) in &check.shown {
-            println!("request   key={record}  {}", shortened(&self.data.request(*record)));
-            println!("reply     key={record}  {reply}\n");
+            writeln!(out, "request   key={record}  {}", shortened(&self.data.request(*record)))?;
+            writeln!(out, "reply     key={record}  {reply}\n")?;
         }
-        println!("{}", table(&check.latency_us, &check.batch_rows));
+        writeln!(out, "{}", table(&check.latency_us, &check.batch_rows))?;
         if self.cluster.is_mock() {
-            println!("next: make demo-kafka · forebay score --help · README \"Your own model\"");
+            writeln!(out, "next: make demo-kafka · forebay score --help · README \"Your own model\"")?;
         }
         let (p50, p99) = (check.latency_us.value_at_quantile(0.5), check.latency_us.value_at_quantile(0.99));
         let counts = check.counts();
         for wrong in counts.wrong.iter().take(5) {
-            println!("wrong: {wrong}");
+            writeln!(out, "wrong: {wrong}")?;
         }
         if counts.wrong.len() > 5 {
-            println!("wrong: {} more", counts.wrong.len() - 5);
+            writeln!(out, "wrong: {} more", counts.wrong.len() - 5)?;
         }
         let Counts { replies, lost, doubled, .. } = &counts;
-        println!(
+        writeln!(
+            out,
             "demo: in={} replies={replies} lost={lost} doubled={doubled} records_per_s={:.0} p50_ms={:.1} p99_ms={:.1}",
             self.args.records,
             *replies as f64 / took.as_secs_f64(),
             p50 as f64 / 1e3,
             p99 as f64 / 1e3,
-        );
-        counts
+        )?;
+        Ok(counts)
     }
 }
 
