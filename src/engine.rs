@@ -14,17 +14,14 @@ use parking_lot::Mutex;
 
 use self::door::Door;
 pub use self::door::PendingPrediction;
-use crate::batch::{BatchPolicy, MemoryPool};
+use crate::batch::BatchPolicy;
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
 use crate::model::validate::Validation;
 use crate::model::{self, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
 use crate::placement::{Pin, Plan};
 use crate::record::{Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress};
-use crate::score::{Closed, Scheduler, Submitter, SubmitterId};
-
-/// Batch buffers that are kept for reuse: a score thread needs one at a time, of a few MiB at the most.
-const POOL_IDLE_BYTES_MAX: usize = 64 << 20;
+use crate::score::{Closed, Pools, Scheduler, Submitter, SubmitterId};
 
 /// Settings of an engine. The defaults are the seed's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,7 +177,7 @@ impl InferenceEngine {
     /// As [`InferenceEngine::new`].
     pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
         let plan = Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?;
-        let scheduler = Arc::new(Scheduler::new(Arc::new(MemoryPool::new(POOL_IDLE_BYTES_MAX)), Arc::clone(&metrics)));
+        let scheduler = Arc::new(Scheduler::new(Pools::new(), Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);
@@ -340,7 +337,7 @@ impl InferenceEngine {
     /// The seed's snapshot.
     #[must_use]
     pub fn get_performance_metrics(&self) -> PerformanceSnapshot {
-        PerformanceMetrics::new(&self.metrics).get_metrics(self.scheduler.waiting(), self.scheduler.pool.get_stats())
+        PerformanceMetrics::new(&self.metrics).get_metrics(self.scheduler.waiting(), self.scheduler.pools.get_stats())
     }
 
     /// The counters behind the snapshot.

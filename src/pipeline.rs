@@ -219,6 +219,8 @@ fn spec(model: &Model) -> ModelSpec {
         model_type: match model.kind {
             config::ModelType::Auto => None,
             config::ModelType::Lightgbm => Some(ModelType::LightGbm),
+            config::ModelType::Onnx => Some(ModelType::Onnx),
+            config::ModelType::Xgboost => Some(ModelType::XgBoost),
         },
         sha256: model.sha256,
         batch: BatchPolicy {

@@ -7,6 +7,8 @@
 //! One lock guards the queues of all models. A submitter takes it once for a whole chunk, a score thread once for a
 //! whole batch, so that it is held for microseconds a few thousand times a second.
 
+mod matrix;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -14,12 +16,16 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry, MemoryPool};
+use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry};
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics};
 use crate::model::{LoadedModel, Rows, ScoreError, Scorer};
+
 use crate::placement::{self, Plan};
 use crate::record::{Chunk, ErrorCode, ModelId, Reject, ScoredBatch, Ticket};
+
+use self::matrix::Matrix;
+pub(crate) use self::matrix::Pools;
 
 /// Who submits requests and takes them back: a shard of the pipeline, or the library's door.
 pub trait Submitter: Send + Sync {
@@ -79,19 +85,19 @@ pub(crate) struct Scheduler {
     deadlines: Condvar,
     models: RwLock<Vec<Arc<LoadedModel>>>,
     submitters: RwLock<Vec<Arc<dyn Submitter>>>,
-    pub(crate) pool: Arc<MemoryPool>,
+    pub(crate) pools: Pools,
     metrics: Arc<Metrics>,
 }
 
 impl Scheduler {
-    pub(crate) fn new(pool: Arc<MemoryPool>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(pools: Pools, metrics: Arc<Metrics>) -> Self {
         Self {
             state: Mutex::new(State { lanes: Vec::new(), next_lane: 0, open: true }),
             work: Condvar::new(),
             deadlines: Condvar::new(),
             models: RwLock::default(),
             submitters: RwLock::default(),
-            pool,
+            pools,
             metrics,
         }
     }
@@ -264,18 +270,19 @@ impl Scheduler {
         let model = self.model(id).expect("a lane exists only beside its model");
         let (width, outputs) = (model.schema().width(), model.schema().outputs);
         let (mut outcomes, rows) = lay_out(&batch, width);
-        let mut matrix = self.pool.get_buffer(rows * width);
-        for (entry, outcome) in batch.iter().zip(&outcomes) {
-            if let Ok(first) = outcome {
-                let features = features_of(entry);
-                matrix[first * width..first * width + features.len()].copy_from_slice(features);
+        let mut matrix = Matrix::new(&self.pools, model.schema().row_type, rows, width);
+        for (entry, outcome) in batch.iter().zip(&mut outcomes) {
+            if let Ok(first) = outcome
+                && let Err(reject) = matrix.put(*first, features_of(entry))
+            {
+                *outcome = Err(reject);
             }
         }
         let mut scores = vec![0.0; rows * outputs];
         let mut scorer = model.scorer(thread);
         let scoring = clock::now();
-        if let Err(error) = score_caught(scorer.as_mut(), Rows { values: &matrix, width }, &mut scores) {
-            score_one_by_one(scorer.as_mut(), &batch, &mut outcomes, &mut scores, (width, outputs), &error);
+        if let Err(error) = score_caught(scorer.as_mut(), matrix.rows(0..rows), &mut scores) {
+            score_one_by_one(scorer.as_mut(), &batch, &mut outcomes, &matrix, &mut scores, &error);
         }
         let inference = clock::now() - scoring;
         drop((scorer, matrix));
@@ -384,19 +391,17 @@ fn score_one_by_one(
     scorer: &mut dyn Scorer,
     batch: &[Entry<Queued>],
     outcomes: &mut [Result<usize, Reject>],
+    matrix: &Matrix,
     scores: &mut [f64],
-    (width, outputs): (usize, usize),
     batch_error: &ScoreError,
 ) {
     let alone = batch.len() == 1;
+    let outputs = scores.len() / matrix.count().max(1);
     for (entry, outcome) in batch.iter().zip(outcomes) {
         let Ok(first) = *outcome else { continue };
-        let places = &mut scores[first * outputs..(first + entry.rows as usize) * outputs];
-        let scored = if alone {
-            Err(batch_error.clone())
-        } else {
-            score_caught(scorer, Rows { values: features_of(entry), width }, places)
-        };
+        let rows = first..first + entry.rows as usize;
+        let places = &mut scores[rows.start * outputs..rows.end * outputs];
+        let scored = if alone { Err(batch_error.clone()) } else { score_caught(scorer, matrix.rows(rows), places) };
         if let Err(error) = scored {
             *outcome = Err(Reject::new(ErrorCode::ModelError, error.to_string()));
         }

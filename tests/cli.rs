@@ -290,7 +290,7 @@ fn a_header_that_does_not_fit_and_a_wrong_use_end_with_2() {
     run(&mut score(&[tsv, "--columns", "a,b"])).expect_error(2, &["names 2 columns, the model has 28 features"]);
     run(&mut score(&[tsv, "--columns", "1", "--skip-columns", "1"])).expect_error(2, &["cannot be used with"]);
     run(&mut score(&[tsv, "--format", "jsonl", "--no-header"])).expect_error(2, &["--format tsv"]);
-    run(&mut score(&[tsv, "--model-type", "onnx"])).expect_error(2, &["--model-type", "lightgbm only"]);
+    run(&mut score(&[tsv, "--model-type", "abacus"])).expect_error(2, &["--model-type", "lightgbm, onnx and xgboost"]);
     run(&mut score(&[tsv, "--batch-size", "0"])).expect_error(2, &["--batch-size"]);
     run(&mut score(&[root().join("tests").to_str().unwrap()])).expect_error(2, &["is a folder"]);
     run(&mut score(&["--log-level", "a=b=c"])).expect_error(2, &["--log-level"]);

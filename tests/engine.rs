@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use forebay::batch::BatchPolicy;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec, PredictError, PredictionRequest};
-use forebay::model::{Model, ModelError, ModelSchema, ModelType, Rows, ScoreError, Scorer};
+use forebay::model::{Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use forebay::placement::Pin;
 use forebay::record::{ErrorCode, Priority};
 
@@ -135,14 +135,15 @@ impl Model for Gate {
 impl Scorer for GateScorer {
     fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
         // Made-up rows of the validation pass through; those of the tests are whole numbers from 1,000.
-        for (row, score) in rows.values.iter().zip(scores) {
+        let values = rows.as_f64()?;
+        for (row, score) in values.iter().zip(scores) {
             *score = if row.is_nan() { -1.0 } else { *row };
         }
-        if rows.values.iter().all(|value| *value >= 1000.0) {
-            self.started.send(rows.values.to_vec()).unwrap();
+        if values.iter().all(|value| *value >= 1000.0) {
+            self.started.send(values.to_vec()).unwrap();
             let _ = self.may_end.lock().recv();
         }
-        if rows.values.contains(&1666.0) {
+        if values.contains(&1666.0) {
             return Err(ScoreError("1666 is not liked".to_owned()));
         }
         Ok(())
@@ -162,7 +163,13 @@ fn gated(batch_size_max: u32) -> Gated {
     let config = InferenceEngineConfig { num_threads: 1, pin: Pin::Off, ..InferenceEngineConfig::default() };
     let engine = InferenceEngine::new(config).unwrap();
     let feature_names = vec!["x".to_owned()];
-    let schema = ModelSchema { model_type: ModelType::LightGbm, feature_names, outputs: 1, details: Vec::new() };
+    let schema = ModelSchema {
+        model_type: ModelType::LightGbm,
+        feature_names,
+        row_type: RowType::F64,
+        outputs: 1,
+        details: Vec::new(),
+    };
     let gate = Gate { schema, started: started_in, may_end: Arc::new(parking_lot::Mutex::new(may_end)) };
     let spec = ModelSpec {
         name: "gate".to_owned(),

@@ -60,7 +60,12 @@ impl FileArgs {
 
 pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
-        Command::Check(file) => writeln!(io::stdout(), "{}", summary(&file.load()?))?,
+        Command::Check(file) => {
+            let config = file.load()?;
+            #[cfg(feature = "kafka")]
+            crate::client::check_settings(&config).map_err(super::Usage)?;
+            writeln!(io::stdout(), "{}", summary(&config))?;
+        }
         Command::Dump(file) => write!(io::stdout(), "{}", config::dump(&file.load()?))?,
         Command::Schema { dir: None } => write!(io::stdout(), "{}", text(&config::schema())?)?,
         Command::Schema { dir: Some(dir) } => write_schemas(dir)?,

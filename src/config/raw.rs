@@ -250,13 +250,17 @@ pub enum ReplyMetadata {
 // from there to a variant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[schemars(extend("x-planned" = ["onnx", "xgboost", "sklearn", "treelite", "python"]))]
+#[schemars(extend("x-planned" = ["sklearn", "treelite", "python"]))]
 pub enum ModelType {
     /// By the file's content.
     #[default]
     Auto,
     /// `LightGBM`'s text format.
     Lightgbm,
+    /// An ONNX graph.
+    Onnx,
+    /// `XGBoost`'s JSON, UBJSON or old binary format.
+    Xgboost,
 }
 
 /// How a log line looks.

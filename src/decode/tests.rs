@@ -9,7 +9,7 @@ mod terms;
 use std::sync::LazyLock;
 
 use super::*;
-use crate::model::{ModelSchema, ModelType};
+use crate::model::{ModelSchema, ModelType, RowType};
 use crate::record::{PartitionId, Position, Request};
 
 const HIGGS: ModelId = ModelId(0);
@@ -22,6 +22,7 @@ fn catalog() -> Catalog {
     let schema = |names: Vec<String>| ModelSchema {
         model_type: ModelType::LightGbm,
         feature_names: names,
+        row_type: RowType::F64,
         outputs: 1,
         details: Vec::new(),
     };

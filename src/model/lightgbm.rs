@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use lightgbm3::Booster;
 
-use super::{Model, ModelBytes, ModelError, ModelSchema, ModelType, Rows, ScoreError, Scorer};
+use super::{Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 
 /// Parameters of every call: the score threads are ours, so the library is to start none of its own.
 const PREDICT_PARAMS: &str = "num_threads=1 verbosity=-1";
@@ -44,6 +44,7 @@ impl LightGbmModel {
         let schema = ModelSchema {
             model_type: ModelType::LightGbm,
             feature_names: header.feature_names,
+            row_type: RowType::F64,
             outputs,
             details: header.details,
         };
@@ -86,16 +87,17 @@ struct LightGbmScorer {
 
 impl Scorer for LightGbmScorer {
     fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
+        let values = rows.as_f64()?;
         // The library's own calls read as many numbers as the model is wide, whatever the slice holds.
         assert_eq!(rows.width, self.width, "rows as wide as the model");
-        assert_eq!(rows.values.len(), rows.count() * rows.width, "whole rows");
+        assert_eq!(values.len(), rows.count() * rows.width, "whole rows");
         assert_eq!(scores.len(), rows.count() * self.outputs, "a place for each score");
         let width = i32::try_from(rows.width).map_err(|_| ScoreError("more than 2^31 features".to_owned()))?;
         let booster = &self.booster.0;
         let scored = if rows.count() == 1 {
-            booster.predict_single_row_fast(rows.values)
+            booster.predict_single_row_fast(values)
         } else {
-            booster.predict_with_params(rows.values, width, true, PREDICT_PARAMS)
+            booster.predict_with_params(values, width, true, PREDICT_PARAMS)
         };
         let scored = scored.map_err(|error| ScoreError(format!("LightGBM: {error}")))?;
         if scored.len() != scores.len() {

@@ -41,10 +41,26 @@ impl ModelBytes {
     }
 }
 
-/// The kind of model that a file holds, found from its first bytes.
+/// The kind of model that a file holds, found from its first bytes. XGBoost's old binary format has no mark of its own
+/// unless it was saved with one, so there the config must state the kind.
 #[must_use]
 pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
-    bytes.starts_with(b"tree\n").then_some(ModelType::LightGbm)
+    let head = &bytes[..bytes.len().min(4096)];
+    let holds = |text: &[u8]| head.windows(text.len()).any(|window| window == text);
+    if head.starts_with(b"tree\n") {
+        Some(ModelType::LightGbm)
+    } else if head.starts_with(b"binf") || (head.starts_with(b"{") && holds(b"learner")) {
+        Some(ModelType::XgBoost)
+    } else if is_onnx(head) {
+        Some(ModelType::Onnx)
+    } else {
+        None
+    }
+}
+
+/// A protobuf `ModelProto` opens with its IR version (field 1, a small number), and goes on with another of its fields.
+fn is_onnx(head: &[u8]) -> bool {
+    matches!(head, [0x08, 1..=31, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42 | 0x72, ..])
 }
 
 /// Parses a model. `model_type` is what the config states; `None` finds it from the file.
@@ -60,17 +76,21 @@ pub fn load(file: &ModelBytes, model_type: Option<ModelType>) -> Result<Box<dyn 
         (Some(stated), _) => stated,
         (None, Some(found)) => found,
         (None, None) => {
-            let remedy =
-                "this version scores LightGBM text models, as Booster.save_model writes them (first line `tree`)";
+            let remedy = "state its `type`; this version scores LightGBM text, XGBoost and ONNX files";
             return Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")));
         }
     };
     match model_type {
         #[cfg(feature = "lightgbm")]
         ModelType::LightGbm => Ok(Box::new(super::lightgbm::LightGbmModel::parse(file)?)),
-        #[cfg(not(feature = "lightgbm"))]
-        ModelType::LightGbm => {
-            Err(ModelError::refused(file.name(), "this build has no LightGBM; build with the cargo feature `lightgbm`"))
+        #[cfg(feature = "onnx")]
+        ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file)?)),
+        #[cfg(feature = "xgboost")]
+        ModelType::XgBoost => Ok(Box::new(super::xgboost::XgBoostModel::parse(file)?)),
+        #[cfg(not(all(feature = "lightgbm", feature = "onnx", feature = "xgboost")))]
+        absent => {
+            let reason = format!("this build cannot score {absent} models; build with the cargo feature `{absent}`");
+            Err(ModelError::refused(file.name(), reason))
         }
     }
 }

@@ -11,6 +11,10 @@ mod catalog;
 #[cfg(feature = "lightgbm")]
 mod lightgbm;
 mod load;
+#[cfg(feature = "onnx")]
+mod onnx;
+#[cfg(feature = "xgboost")]
+mod xgboost;
 pub mod validate;
 
 use std::fmt;
@@ -28,6 +32,10 @@ use self::validate::{Sample, Validation};
 pub enum ModelType {
     /// LightGBM's text format, as `Booster.save_model` writes it.
     LightGbm,
+    /// An ONNX graph.
+    Onnx,
+    /// XGBoost's JSON, UBJSON or old binary format.
+    XgBoost,
 }
 
 impl ModelType {
@@ -36,6 +44,8 @@ impl ModelType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::LightGbm => "lightgbm",
+            Self::Onnx => "onnx",
+            Self::XgBoost => "xgboost",
         }
     }
 }
@@ -52,7 +62,9 @@ impl FromStr for ModelType {
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         match name {
             "lightgbm" => Ok(Self::LightGbm),
-            other => Err(format!("no model type {other:?}: this version scores lightgbm only")),
+            "onnx" => Ok(Self::Onnx),
+            "xgboost" => Ok(Self::XgBoost),
+            other => Err(format!("no model type {other:?}: this version scores lightgbm, onnx and xgboost")),
         }
     }
 }
@@ -107,6 +119,8 @@ pub struct ModelSchema {
     pub model_type: ModelType,
     /// Features a row, in the model's order.
     pub feature_names: Vec<String>,
+    /// The float type that its rows are scored in: its own library's.
+    pub row_type: RowType,
     /// Scores a row: 1 for regression and binary, one per class for multi-class.
     pub outputs: usize,
     /// What `model inspect` shows besides: name and value, in order.
@@ -121,20 +135,65 @@ impl ModelSchema {
     }
 }
 
+/// The float type that a model's own library scores rows in. The same row through the other type can take another way
+/// through a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowType {
+    /// XGBoost, and ONNX graphs with float inputs.
+    F32,
+    /// LightGBM, scikit-learn, and ONNX graphs with double inputs.
+    F64,
+}
+
+/// Values in the model's own float type.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// For a model of [`RowType::F32`].
+    F32(&'a [f32]),
+    /// For a model of [`RowType::F64`].
+    F64(&'a [f64]),
+}
+
 /// Rows to score: row-major, all of one width. A missing value is NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     /// `count * width` values.
-    pub values: &'a [f64],
+    pub values: Values<'a>,
     /// Features a row.
     pub width: usize,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
     /// Number of rows.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.values.len().checked_div(self.width).unwrap_or(0)
+        let values = match self.values {
+            Values::F32(values) => values.len(),
+            Values::F64(values) => values.len(),
+        };
+        values.checked_div(self.width).unwrap_or(0)
+    }
+
+    /// The values of a model of [`RowType::F64`].
+    ///
+    /// # Errors
+    /// [`ScoreError`] when they are of the other type, which the engine never hands to such a model.
+    pub fn as_f64(&self) -> Result<&'a [f64], ScoreError> {
+        match self.values {
+            Values::F64(values) => Ok(values),
+            Values::F32(_) => Err(ScoreError("the model wants f64 rows, got f32".to_owned())),
+        }
+    }
+
+    /// The values of a model of [`RowType::F32`].
+    ///
+    /// # Errors
+    /// As [`Rows::as_f64`].
+    pub fn as_f32(&self) -> Result<&'a [f32], ScoreError> {
+        match self.values {
+            Values::F32(values) => Ok(values),
+            Values::F64(_) => Err(ScoreError("the model wants f32 rows, got f64".to_owned())),
+        }
     }
 }
 

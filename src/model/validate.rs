@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::{ModelError, ModelSchema, Rows, Scorer};
+use super::{ModelError, ModelSchema, RowType, Rows, Scorer, Values};
 
 /// Rows that are made up for the checks.
 const ROWS: usize = 257;
@@ -63,9 +63,11 @@ pub fn validate(
     sample: Option<&Sample>,
 ) -> Result<Validation, ModelError> {
     let (width, outputs) = (schema.width(), schema.outputs);
+    let mut scorer = Asked { scorer, schema };
+    let scorer = &mut scorer;
     let rows = made_up_rows(width);
     let mut checks = Vec::new();
-    match score(scorer, &rows, width, outputs) {
+    match scorer.score(&rows) {
         Err(error) => checks.push(Check { name: "scores made-up rows", passed: false, detail: error }),
         Ok(batch) => {
             checks.push(finite(&batch, outputs));
@@ -86,10 +88,30 @@ pub fn validate(
     Ok(Validation { checks })
 }
 
-fn score(scorer: &mut dyn Scorer, values: &[f64], width: usize, outputs: usize) -> Result<Vec<f64>, String> {
-    let mut scores = vec![0.0; values.len() / width * outputs];
-    scorer.score(Rows { values, width }, &mut scores).map_err(|error| error.to_string())?;
-    Ok(scores)
+/// A scorer, asked in f64 whatever its own type is.
+struct Asked<'a> {
+    scorer: &'a mut dyn Scorer,
+    schema: &'a ModelSchema,
+}
+
+impl Asked<'_> {
+    fn score(&mut self, values: &[f64]) -> Result<Vec<f64>, String> {
+        let width = self.schema.width();
+        let mut scores = vec![0.0; values.len() / width * self.schema.outputs];
+        let scored = match self.schema.row_type {
+            RowType::F64 => self.scorer.score(Rows { values: Values::F64(values), width }, &mut scores),
+            RowType::F32 => {
+                let values: Vec<f32> = values.iter().map(|&value| narrow(value)).collect();
+                self.scorer.score(Rows { values: Values::F32(&values), width }, &mut scores)
+            }
+        };
+        scored.map(|()| scores).map_err(|error| error.to_string())
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the nearest f32 is what the model's own library makes of it")]
+fn narrow(value: f64) -> f32 {
+    value as f32
 }
 
 fn finite(batch: &[f64], outputs: usize) -> Check {
@@ -101,10 +123,10 @@ fn finite(batch: &[f64], outputs: usize) -> Check {
     Check { name: "finite outputs", passed: bad.is_none(), detail }
 }
 
-fn alone(scorer: &mut dyn Scorer, rows: &[f64], batch: &[f64], width: usize, outputs: usize) -> Check {
+fn alone(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], width: usize, outputs: usize) -> Check {
     let name = "batch 1 = batch n, bit for bit";
     for (number, (row, expected)) in rows.chunks(width).zip(batch.chunks(outputs)).enumerate() {
-        match score(scorer, row, width, outputs) {
+        match scorer.score(row) {
             Err(error) => return Check { name, passed: false, detail: format!("row {number}: {error}") },
             Ok(own) if !same_bits(&own, expected) => {
                 let detail = format!("row {number}: {own:?} alone, {expected:?} in a batch");
@@ -116,10 +138,10 @@ fn alone(scorer: &mut dyn Scorer, rows: &[f64], batch: &[f64], width: usize, out
     Check { name, passed: true, detail: format!("{} rows", rows.len() / width) }
 }
 
-fn permuted(scorer: &mut dyn Scorer, rows: &[f64], batch: &[f64], width: usize, outputs: usize) -> Check {
+fn permuted(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], width: usize, outputs: usize) -> Check {
     let name = "permuted rows, permuted scores";
     let backwards: Vec<f64> = rows.chunks(width).rev().flatten().copied().collect();
-    match score(scorer, &backwards, width, outputs) {
+    match scorer.score(&backwards) {
         Err(error) => Check { name, passed: false, detail: error },
         Ok(scores) => {
             let differs = scores.chunks(outputs).rev().zip(batch.chunks(outputs)).position(|(a, b)| !same_bits(a, b));
@@ -130,9 +152,9 @@ fn permuted(scorer: &mut dyn Scorer, rows: &[f64], batch: &[f64], width: usize, 
     }
 }
 
-fn meets(scorer: &mut dyn Scorer, sample: &Sample, width: usize, outputs: usize) -> Check {
+fn meets(scorer: &mut Asked<'_>, sample: &Sample, width: usize, outputs: usize) -> Check {
     let name = "expected outputs";
-    match score(scorer, &sample.rows, width, outputs) {
+    match scorer.score(&sample.rows) {
         Err(error) => Check { name, passed: false, detail: error },
         Ok(scores) => {
             let differences = scores.iter().zip(&sample.expected).map(|(own, expected)| (own - expected).abs());
@@ -187,7 +209,7 @@ mod tests {
     impl Scorer for Fake {
         fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
             let count = rows.count();
-            for (row, score) in rows.values.chunks(rows.width).zip(scores) {
+            for (row, score) in rows.as_f64()?.chunks(rows.width).zip(scores) {
                 *score = (self.0)(row, count);
             }
             Ok(())
@@ -196,7 +218,13 @@ mod tests {
 
     fn ask(mut model: Fake, sample: Option<&Sample>) -> Result<Validation, ModelError> {
         let feature_names = vec!["a".to_owned(), "b".to_owned()];
-        let schema = ModelSchema { model_type: ModelType::LightGbm, feature_names, outputs: 1, details: Vec::new() };
+        let schema = ModelSchema {
+            model_type: ModelType::LightGbm,
+            feature_names,
+            row_type: RowType::F64,
+            outputs: 1,
+            details: Vec::new(),
+        };
         validate("m", &schema, &mut model, sample)
     }
 

@@ -150,5 +150,6 @@ pub(crate) fn exit_codes(shared: &Shared) {
     let pinned = format!("sha256 = \"{}\"", "0".repeat(64));
     ends(&Toml { model: &pinned, ..Toml::new("codes") }.text(&shared.kafka.brokers()), 4, "SHA-256");
     ends(&format!("{good}\n[engine]\npin = [4000]\n"), 2, "4000");
+    ends(&good.replace("[kafka]", "[kafka]\nclient = { \"no.such.key\" = 1 }"), 2, "no.such.key");
     ends(&good.replace("[kafka]", "[kafka]\nclient = { \"enable.auto.commit\" = true }"), 2, "enable.auto.commit");
 }

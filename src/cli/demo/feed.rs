@@ -58,6 +58,8 @@ pub(super) fn start(
     client.set("linger.ms", "5").set("queue.buffering.max.messages", "1000000").set("enable.idempotence", "true");
     let producer: ThreadedProducer<DefaultProducerContext> = client.create()?;
     let topic = cluster.features.clone();
+    // The producer knows its brokers before the clock starts.
+    producer.client().fetch_metadata(Some(&topic), Duration::from_secs(10))?;
     let feed = move || {
         let start = clock::now();
         for record in 0..sent.at_us.len() {

@@ -219,12 +219,12 @@ fn names_that_do_not_fit_kafka() {
 #[test]
 fn models_and_batches() {
     assert_eq!(
-        message_with("path", "type = \"onnx\"\npath"),
-        "worker.toml:11: model[0].type: \"onnx\" is not built yet: this version scores lightgbm only"
+        message_with("path", "type = \"sklearn\"\npath"),
+        "worker.toml:11: model[0].type: \"sklearn\" is not built yet: this version scores lightgbm, onnx, xgboost only"
     );
     assert_eq!(
         message_with("path", "type = \"abacus\"\npath"),
-        "worker.toml:11: model[0].type: got \"abacus\", wants \"auto\" or \"lightgbm\""
+        "worker.toml:11: model[0].type: got \"abacus\", wants \"auto\", \"lightgbm\", \"onnx\" or \"xgboost\""
     );
     assert_eq!(
         message_with("path", "sha256 = \"abc\"\npath"),

@@ -1,0 +1,139 @@
+//! ONNX Runtime itself: its shared library found and loaded once a process, when the first ONNX model is, and sessions
+//! made from a model's bytes. A failure is told and not remembered: the next model tries again.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use parking_lot::Mutex;
+
+/// Where `make setup` unpacks the library.
+const UNPACKED: &str = ".venv/onnxruntime";
+/// What the system's loader is asked for.
+const SYSTEM_NAMES: [&str; 2] = ["libonnxruntime.so.1", "libonnxruntime.so"];
+const REMEDY: &str = "`make setup` unpacks it into .venv/onnxruntime; or `pip install onnxruntime`, and set \
+    ORT_DYLIB_PATH to the file onnxruntime/capi/libonnxruntime.so.* of that package";
+
+/// The loaded library.
+pub(super) struct Runtime {
+    environment: Environment,
+    /// The file, or the name that the system's loader knew.
+    library: PathBuf,
+}
+
+impl Runtime {
+    /// Loads the library, or gives the one that is loaded.
+    pub(super) fn get() -> Result<&'static Self, String> {
+        static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+        static LOADING: Mutex<()> = Mutex::new(());
+        let _loading = LOADING.lock();
+        if let Some(runtime) = RUNTIME.get() {
+            return Ok(runtime);
+        }
+        let runtime = Self::load()?;
+        Ok(RUNTIME.get_or_init(|| runtime))
+    }
+
+    fn load() -> Result<Self, String> {
+        let mut failures = Vec::new();
+        for library in candidates(env::var_os("ORT_DYLIB_PATH").as_deref()) {
+            match ort::init_from(&library) {
+                Ok(builder) => {
+                    let environment = builder.with_name("forebay").with_telemetry(false).with_logger(logger()).build();
+                    let environment = environment.map_err(|error| format!("ONNX Runtime does not start: {error}"))?;
+                    environment.set_log_level(LogLevel::Error);
+                    return Ok(Self { environment, library });
+                }
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        Err(format!("no ONNX Runtime: {}; {REMEDY}", failures.join("; ")))
+    }
+
+    /// A session on a model. One for each scorer: the binding lends a session to one run at a time, because parts of
+    /// the runtime behind it are not safe to share.
+    pub(super) fn session(&self, model: &[u8]) -> Result<Session, String> {
+        let open = || -> ort::Result<Session> {
+            Session::builder(&self.environment)?
+                // The score threads are ours.
+                .with_intra_threads(1)?
+                .with_inter_threads(1)?
+                .with_optimization_level(GraphOptimizationLevel::All)?
+                // Graphs made from LightGBM models warn on every batch of more than one row.
+                .with_log_level(LogLevel::Error)?
+                .commit_from_memory(model)
+        };
+        open().map_err(|error| format!("ONNX Runtime cannot read it: {error}"))
+    }
+
+    /// Its version, and where it is from.
+    pub(super) fn describe(&self) -> String {
+        let version = ort::info().split_once("git-branch=").and_then(|(_, rest)| rest.split(',').next());
+        format!("{} ({})", version.unwrap_or("ONNX Runtime"), self.library.display())
+    }
+}
+
+/// The library's log, which goes to standard error by default. What matters comes back as an error too.
+fn logger() -> ort::logging::LoggerFunction {
+    Arc::new(|_, category, _, code, message| tracing::debug!(target: "onnxruntime", category, code, "{message}"))
+}
+
+/// Where the library is looked for: the one that is named and no other; else beside the executable, then where `make
+/// setup` puts it, then where the system's loader looks.
+fn candidates(named: Option<&OsStr>) -> Vec<PathBuf> {
+    if let Some(named) = named.filter(|named| !named.is_empty()) {
+        // An absolute path, because the binding would look beside the executable first.
+        return vec![std::path::absolute(named).unwrap_or_else(|_| PathBuf::from(named))];
+    }
+    let executable = env::current_exe().and_then(|path| path.canonicalize()).ok();
+    let beside = executable.as_deref().and_then(Path::parent);
+    let current = env::current_dir().ok();
+    let roots = current.iter().map(PathBuf::as_path).chain(beside.into_iter().flat_map(Path::ancestors));
+    let unpacked = roots.map(|root| root.join(UNPACKED));
+    let folders = beside.map(Path::to_owned).into_iter().chain(unpacked);
+    let mut found: Vec<PathBuf> = folders.filter_map(|folder| library_in(&folder)).collect();
+    found.dedup();
+    if found.is_empty() {
+        found.extend(SYSTEM_NAMES.map(PathBuf::from));
+    }
+    found
+}
+
+/// The library in a folder: of several versions, the last by name.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    entries.filter(|path| path.file_name().and_then(OsStr::to_str).is_some_and(is_library)).max()
+}
+
+fn is_library(name: &str) -> bool {
+    let extension = |wanted| Path::new(name).extension() == Some(OsStr::new(wanted));
+    name.starts_with("libonnxruntime.so") || (name.starts_with("libonnxruntime.") && extension("dylib"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_named_library_is_the_only_candidate() {
+        assert_eq!(candidates(Some(OsStr::new("/no/such/lib.so"))), [PathBuf::from("/no/such/lib.so")]);
+        assert!(candidates(Some(OsStr::new("lib.so")))[0].is_absolute());
+        assert!(!candidates(Some(OsStr::new(""))).is_empty());
+    }
+
+    #[test]
+    fn of_several_versions_in_a_folder_the_last_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(library_in(folder.path()), None);
+        for name in ["libonnxruntime.so.1.31.0", "libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(library_in(folder.path()), Some(folder.path().join("libonnxruntime.so.1.32.0")));
+        assert_eq!(library_in(&folder.path().join("nowhere")), None);
+    }
+}
