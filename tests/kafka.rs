@@ -83,6 +83,8 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("a_deadline_that_passes_is_answered", bad_input::deadlines_are_answered),
         trial("replies_go_where_the_request_says_if_it_may", addresses::reply_headers),
         trial("a_bad_reply_address_stops_nobody", addresses::bad_addresses),
+        trial("replies_too_large_together_go_out_in_smaller_batches", addresses::small_batches),
+        trial("a_reply_that_a_compacted_topic_refuses_stops_nobody", addresses::compacted_topics),
         trial("one_hundred_thousand_records_one_worker_killed", exactly_once::one_worker_killed),
         trial("the_demos_checker_can_fail", exactly_once::the_checker_can_fail),
         trial("killed_at_each_step_of_a_transaction", exactly_once::killed_at_each_step),

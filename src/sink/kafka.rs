@@ -89,6 +89,7 @@ impl KafkaSink {
             losses: 0,
             turn: 0,
             refusing: false,
+            records_max: usize::MAX,
         };
         thread.run()
     }
@@ -141,6 +142,9 @@ struct Transactions {
     turn: usize,
     /// The route's own reply topic refused replies, and has not taken any since.
     refusing: bool,
+    /// Most records of the next transaction, besides `commit_records_max`: small while a reply that is refused is
+    /// looked for, and doubled with each success.
+    records_max: usize,
 }
 
 impl Transactions {
@@ -167,7 +171,8 @@ impl Transactions {
     }
 
     fn in_flight(&self) -> usize {
-        self.partitions.values().map(|partition| partition.tracker.len()).sum()
+        // The inbox counts those too whose messages were not looked at yet.
+        self.sink.inbox.in_flight()
     }
 
     fn has_run(&self) -> bool {
@@ -213,6 +218,11 @@ impl Transactions {
                         self.sink.inbox.release(1);
                         continue;
                     };
+                    if request.position.offset < partition.tracker.base() {
+                        // Another member has committed it: that the partition was lost is not in the queue yet.
+                        self.sink.inbox.release(1);
+                        continue;
+                    }
                     partition.tracker.deliver(request.position.offset);
                     if let Err(reject) = &request.work {
                         self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
@@ -241,6 +251,9 @@ impl Transactions {
                 self.sink.inbox.release(gone.tracker.len());
             }
         }
+        if self.partitions.is_empty() && std::mem::take(&mut self.refusing) {
+            self.sink.health.ready("producer");
+        }
         self.count_partitions();
     }
 
@@ -262,7 +275,8 @@ impl Transactions {
     fn finish(&mut self, reply: Reply) {
         let position = reply.ticket.request().position;
         let Some(partition) = self.partitions.get_mut(&position.partition) else { return };
-        if partition.tracker.finish(position.offset, Pending::new(reply)) != Finish::Accepted {
+        // One that is not known was committed by another member, and let go.
+        if partition.tracker.finish(position.offset, Pending::new(reply)) == Finish::Duplicate {
             tracing::error!(
                 topic = partition.topic,
                 offset = position.offset,
@@ -291,6 +305,7 @@ impl Transactions {
                         partition.tracker.commit(n);
                     }
                 }
+                self.records_max = self.records_max.saturating_mul(2);
                 self.sink.inbox.release(records);
                 self.sink.watch.back();
                 if std::mem::take(&mut self.refusing) {
@@ -361,7 +376,7 @@ impl Transactions {
     fn take(&mut self) -> Take {
         self.turn += 1;
         let start = self.turn % self.partitions.len().max(1);
-        let mut records = self.sink.limits.commit_records_max.get() as usize;
+        let mut records = (self.sink.limits.commit_records_max.get() as usize).min(self.records_max);
         let mut bytes = self.sink.limits.commit_bytes_max.get();
         let mut take = Take::new();
         for (id, partition) in self.partitions.iter().skip(start).chain(self.partitions.iter().take(start)) {

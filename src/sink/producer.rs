@@ -26,9 +26,9 @@ pub(super) enum TransactionError {
     /// Another producer has this transactional id now.
     #[error("{0}")]
     Fenced(String),
-    /// The broker refused these replies for good (by their index in the transaction): the rest can go out without them.
+    /// Replies were refused for good, and the rest can go out without them.
     #[error("{} replies were refused", .0.len())]
-    Refused(Vec<(usize, RDKafkaErrorCode)>),
+    Refused(Vec<Refusal>),
     /// The connection failed, a bound ran out or the group moved on: it passes, and what became of the transaction is
     /// read back.
     #[error("{0}")]
@@ -36,6 +36,14 @@ pub(super) enum TransactionError {
     /// Anything else, and every error that asks for an abort.
     #[error("{0}")]
     Failed(String),
+}
+
+/// A refusal that would come again, however often the reply is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// The reply's index in the transaction. `None` when the transaction as a whole was refused for one of them.
+    pub(super) index: Option<usize>,
+    pub(super) code: RDKafkaErrorCode,
 }
 
 /// A reply as the producer takes it.
@@ -89,11 +97,22 @@ impl TransactionalProducer {
                     std::thread::sleep(Duration::from_micros(200));
                 }
                 Err((KafkaError::MessageProduction(code), _)) if is_definite(code) => {
-                    return Err(TransactionError::Refused(vec![(index, code)]));
+                    return Err(TransactionError::Refused(vec![Refusal { index: Some(index), code }]));
+                }
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::State), _)) => {
+                    return Err(self.why_closed());
                 }
                 Err((error, _)) => return Err(self.fate(error)),
             }
         }
+    }
+
+    /// Why the open transaction takes no more replies: an earlier one was refused.
+    fn why_closed(&self) -> TransactionError {
+        // The reports may be a moment behind the state. The commit cannot succeed in it, but says what led there.
+        let bound = Duration::from_secs(1);
+        let told = self.flush(bound).and_then(|()| self.commit(bound));
+        told.err().unwrap_or_else(|| TransactionError::Failed("a transaction that takes no replies".to_owned()))
     }
 
     /// Waits until every reply is acknowledged or refused.
@@ -121,7 +140,8 @@ impl TransactionalProducer {
         let error =
             unsafe { rdkafka_sys::rd_kafka_commit_transaction(self.producer.client().native_ptr(), millis(bound)) };
         let Some(error) = NativeError::take(error) else { return Ok(()) };
-        self.refused()?;
+        // The reports may be a moment behind.
+        self.flush(Duration::from_secs(1))?;
         Err(error.fate())
     }
 
@@ -148,11 +168,16 @@ impl TransactionalProducer {
 
     fn refused(&self) -> Result<(), TransactionError> {
         let reports = std::mem::take(&mut *self.reports.lock());
-        match reports.first() {
-            None => Ok(()),
-            Some(_) if reports.iter().all(|(_, code)| is_definite(*code)) => Err(TransactionError::Refused(reports)),
-            Some((_, code)) => Err(TransactionError::Connection(format!("a reply was not delivered: {code}"))),
+        // After one refusal librdkafka purges what still waits and fails the other replies of its batch.
+        let (refused, others): (Vec<_>, Vec<_>) = reports.into_iter().partition(|(_, code)| is_definite(*code));
+        if let Some((_, code)) = others.iter().find(|(_, code)| !is_collateral(*code)) {
+            return Err(TransactionError::Connection(format!("a reply was not delivered: {code}")));
         }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let refusal = |(index, code)| Refusal { index: Some(index), code };
+        Err(TransactionError::Refused(refused.into_iter().map(refusal).collect()))
     }
 
     fn fate(&self, error: KafkaError) -> TransactionError {
@@ -200,6 +225,7 @@ impl NativeError {
                 TransactionError::Connection(message)
             }
             code if is_connection(code) => TransactionError::Connection(message),
+            code if is_definite(code) => TransactionError::Refused(vec![Refusal { index: None, code }]),
             _ => TransactionError::Failed(message),
         }
     }
@@ -221,6 +247,12 @@ fn is_definite(code: RDKafkaErrorCode) -> bool {
             | Code::MessageBatchTooLarge
             | Code::TopicAuthorizationFailed
     )
+}
+
+/// What happens to a reply because another was refused.
+fn is_collateral(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::PurgeQueue | Code::PurgeInflight | Code::InvalidDifferentRecord)
 }
 
 fn millis(bound: Duration) -> i32 {

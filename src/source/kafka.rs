@@ -258,8 +258,9 @@ impl GroupContext {
         Some(owned.id)
     }
 
-    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Result<(), SourceError> {
-        let Some(starts) = self.start_positions(consumer, partitions)? else { return Ok(()) };
+    /// Whether it took the partitions; not when the worker stops meanwhile.
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Result<bool, SourceError> {
+        let Some(starts) = self.start_positions(consumer, partitions)? else { return Ok(false) };
         let mut assigned = Vec::new();
         {
             let mut table = self.table.lock();
@@ -282,7 +283,7 @@ impl GroupContext {
             // Newly assigned partitions obey the pause that stands.
             let _ = consumer.pause(&starts);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Where each partition starts: its committed position, or what the config says for a group that has none.
@@ -425,8 +426,20 @@ impl ClientContext for GroupContext {
 impl ConsumerContext for GroupContext {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            if let Err(failure) = self.assign(consumer, partitions) {
+            let taken = self.assign(consumer, partitions).unwrap_or_else(|failure| {
                 *self.failure.lock() = Some(failure);
+                false
+            });
+            if !taken {
+                // An assignment without an answer would keep the consumer from closing.
+                let nothing = TopicPartitionList::new();
+                let answered = match consumer.rebalance_protocol() {
+                    RebalanceProtocol::Cooperative => consumer.incremental_assign(&nothing),
+                    _ => consumer.assign(&nothing),
+                };
+                if let Err(error) = answered {
+                    tracing::debug!(%error, "could not answer an assignment");
+                }
             }
             return;
         }

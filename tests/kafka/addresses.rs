@@ -83,3 +83,55 @@ pub(crate) fn bad_addresses(shared: &Shared) {
     assert_eq!(worker.metric("forebay_transactions_aborted_total"), 0, "found out before any transaction began");
     assert_eq!(worker.terminate(), Some(0));
 }
+
+/// Replies that are good one by one, and too large together for the topic's own limit.
+pub(crate) fn small_batches(shared: &Shared) {
+    let (input, output) = ("smallbatch-in", "smallbatch-out");
+    shared.kafka.create(&[input], 1);
+    shared.kafka.create_with(&[output], 1, &[("max.message.bytes", "20000")]);
+    let records: Vec<_> =
+        (0..3000).map(|row| Record::new(&format!("k{row}"), shared.higgs.request(row % 100))).collect();
+    shared.kafka.send(input, &records);
+    // All at once, so that replies do come in large batches.
+    let toml = Toml::new("smallbatch");
+    let mut worker = Worker::ready(&toml.text(&shared.kafka.brokers()), "smallbatch");
+    let replies = shared.kafka.read(output, records.len());
+    assert_eq!(replies.len(), records.len());
+    for (row, reply) in replies.iter().enumerate() {
+        assert_eq!(reply.key_text(), format!("k{row}"));
+        assert_score(&reply.json(), shared.higgs.scores[row % 100]);
+    }
+    assert!(worker.metric("forebay_transactions_aborted_total") > 0, "no batch was ever refused: nothing was shown");
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+/// A compacted topic takes no reply without a key. What is sent with it fails too, and must go out all the same.
+pub(crate) fn compacted_topics(shared: &Shared) {
+    let (input, output) = ("keyless-in", "keyless-out");
+    shared.kafka.create(&[input], 1);
+    shared.kafka.create_with(&[output, "keyless-replies"], 1, &[("cleanup.policy", "compact")]);
+    let toml = Toml { route: "reply_topics_allowed = [\"keyless-replies\"]", ..Toml::new("keyless") };
+    let records: Vec<_> = (0..400)
+        .map(|row| {
+            let record = Record::new(&format!("k{row}"), shared.higgs.request(row % 100));
+            let record = if row % 2 == 0 { record } else { record.header("kafka_replyTopic", "keyless-replies") };
+            // One to each topic that cannot be answered there.
+            if row == 150 || row == 251 { Record { key: None, ..record } } else { record }
+        })
+        .collect();
+    shared.kafka.send(input, &records);
+    let mut worker = Worker::ready(&toml.text(&shared.kafka.brokers()), "keyless");
+    for (topic, odd) in [(output, 0), ("keyless-replies", 1)] {
+        let replies = shared.kafka.read(topic, 199);
+        let mut wanted = (odd..400).step_by(2).filter(|row| *row != 150 && *row != 251);
+        assert_eq!(replies.len(), 199);
+        for reply in &replies {
+            let row = wanted.next().unwrap();
+            assert_eq!(reply.key_text(), format!("k{row}"), "{topic}");
+            assert_score(&reply.json(), shared.higgs.scores[row % 100]);
+        }
+    }
+    // Neither can the errors about them be written, on a compacted route: they are counted.
+    assert_eq!(worker.metric("forebay_replies_dropped_total"), 2);
+    assert_eq!(worker.terminate(), Some(0));
+}

@@ -91,9 +91,17 @@ impl Kafka {
 
     /// Creates topics with this many partitions each.
     pub fn create(&self, topics: &[&str], partitions: i32) {
+        self.create_with(topics, partitions, &[]);
+    }
+
+    /// Creates topics with settings of their own.
+    pub fn create_with(&self, topics: &[&str], partitions: i32, settings: &[(&str, &str)]) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
-        let new: Vec<_> =
-            topics.iter().map(|name| NewTopic::new(name, partitions, TopicReplication::Fixed(1))).collect();
+        let new = |name| {
+            let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+            settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+        };
+        let new: Vec<_> = topics.iter().map(|name| new(name)).collect();
         let options = AdminOptions::new().operation_timeout(Some(BOUND));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         for created in runtime.block_on(admin.create_topics(&new, &options)).unwrap() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::producer::{TransactionError, TransactionalProducer};
@@ -20,6 +21,8 @@ impl Transactions {
         take: &Take,
         took: Duration,
     ) -> Result<(), SinkError> {
+        // What a topic was like may be why.
+        self.topics.clear();
         match error {
             // After a stall past the transaction's timeout the broker fenced this producer itself; else somebody did.
             TransactionError::Fenced(_) if took < TRANSACTION_TIMEOUT => {
@@ -124,7 +127,16 @@ impl Transactions {
             match self.sink.group.committed(asked.clone(), Duration::from_secs(5)) {
                 Ok(committed) => break committed,
                 Err(_) if self.sink.stop.overdue() => return Ok(false),
-                Err(error) => tracing::debug!(%error, "reading the committed positions again"),
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                    return Err(SinkError::Fatal(format!("not allowed to read the group's positions: {error}")));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "reading the committed positions again");
+                    let reason = format!("cannot read the committed positions: {error}");
+                    self.sink.health.not_ready("producer", &reason);
+                    // A question that is refused at once must not be a busy loop.
+                    std::thread::sleep(Duration::from_millis(50));
+                }
             }
         };
         for partition in self.partitions.values_mut() {

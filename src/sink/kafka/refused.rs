@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::super::producer::{TransactionError, TransactionalProducer};
+use super::super::producer::{Refusal, TransactionError, TransactionalProducer};
 use super::{CALL_BOUND, Pending, Take, Transactions};
 use crate::clock;
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
@@ -68,19 +68,25 @@ impl Transactions {
         partition.tracker.replace(offset, Pending { reply, to_route: true, dropped: was_error_on_route });
     }
 
-    /// The broker refused some replies for good.
-    pub(super) fn refused(&mut self, take: &Take, refused: &[(usize, RDKafkaErrorCode)]) {
+    /// Some replies were refused for good.
+    pub(super) fn refused(&mut self, take: &Take, refused: &[Refusal]) {
         let mut places = Vec::new();
         for (id, n) in take {
             places.extend(self.partitions[id].tracker.run().take(*n).map(|(offset, _)| (*id, offset)));
         }
-        for (index, code) in refused {
-            let Some(&(id, offset)) = places.get(*index) else { continue };
+        if places.len() > 1 && names_nobody(refused) {
+            // The same replies come again, the first half of them, until it is known which one it was.
+            self.records_max = places.len().div_ceil(2);
+            self.turn -= 1;
+            return;
+        }
+        for Refusal { index, code } in refused {
+            let Some(&(id, offset)) = places.get(index.unwrap_or(0)) else { continue };
             let at_route = self.partitions[&id].tracker.run().find(|(at, _)| *at == offset);
             let at_route = at_route.is_some_and(|(_, pending)| matches!(pending.address(), ReplyAddress::Route));
             let is_size =
                 matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge);
-            if at_route && !is_size {
+            if at_route && !is_size && *code != RDKafkaErrorCode::InvalidRecord {
                 // The route's own topic is gone or closed to us: that is the operator's to mend, not the sender's fault.
                 self.sink.health.not_ready("producer", &format!("the route's reply topic refuses replies: {code}"));
                 if !std::mem::replace(&mut self.refusing, true) {
@@ -93,4 +99,14 @@ impl Transactions {
             self.readdress(id, offset, &Reject::new(kind, format!("the reply was refused by the broker: {code}")));
         }
     }
+}
+
+/// Whether a refusal may be of a whole batch of replies, or of the whole transaction: then only one of them is bad, or
+/// all are good and too large together.
+fn names_nobody(refused: &[Refusal]) -> bool {
+    use RDKafkaErrorCode as Code;
+    let of_a_batch =
+        |code| matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidRecord);
+    let several = refused.len() > 1;
+    refused.iter().any(|refusal| refusal.index.is_none() || (several && of_a_batch(refusal.code)))
 }
