@@ -63,6 +63,11 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// The layout of one row, a list of `width` numbers.
+    pub(super) fn row(width: usize) -> Self {
+        Self { shape: Some(Shape::Row), rows: 1, width, uneven: None }
+    }
+
     /// Whether it is a list of rows, whose prediction is a list of lists.
     pub(super) fn many(&self) -> bool {
         matches!(self.shape, Some(Shape::Rows | Shape::NamedRows))

@@ -38,6 +38,8 @@ pub(super) enum Id<'a> {
     Text(Cow<'a, str>),
     /// An integer, as wide as JSON readers take them.
     Whole(i128),
+    /// One of these as JSON text, in the bytes that it would be written in.
+    Json(&'a [u8]),
 }
 
 /// The fields of a body.

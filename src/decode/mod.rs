@@ -2,18 +2,21 @@
 //! or rejected, or skips it (a tombstone of a compacted topic).
 //!
 //! The way through the files: `headers` collects what the record's headers say, `address` finds where the reply goes,
-//! `json` reads the body, `features` reads its numbers into the chunk's arena and orders them for the model, and this
-//! page puts them together. `salvage` finds the id of a body that is no JSON, so that its error reply carries it.
+//! `scan` reads the usual body and `json` every other, `features` reads its numbers into the chunk's arena and orders
+//! them for the model, and this page puts them together. `decimal` turns the scanner's digits into numbers; `salvage`
+//! finds the id of a body that is no JSON, so that its error reply carries it.
 //!
 //! Invariants: no I/O and no clock; nothing panics, whatever the bytes; a rejected record leaves no number in the chunk's
 //! feature arena; a message to a sender holds at most 300 characters.
 
 mod address;
+mod decimal;
 mod features;
 mod headers;
 mod json;
 mod message;
 mod salvage;
+mod scan;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -136,7 +139,7 @@ impl RouteDecoder {
             ));
         }
         headers.check_content_type()?;
-        Ok(json::read(payload, chunk))
+        Ok(scan::read(payload, chunk.features_mut()).unwrap_or_else(|| json::read(payload, chunk)))
     }
 }
 
@@ -261,6 +264,7 @@ impl Id<'_> {
         match self {
             Self::Text(text) => push_json(text, chunk),
             Self::Whole(number) => chunk.text_mut().extend_from_slice(number.to_string().as_bytes()),
+            Self::Json(json) => chunk.text_mut().extend_from_slice(json),
         }
         chunk.span_from(mark)
     }

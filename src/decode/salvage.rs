@@ -64,6 +64,7 @@ mod tests {
         id_of_broken(payload.as_bytes()).map(|id| match id {
             Id::Text(text) => text.into_owned(),
             Id::Whole(number) => number.to_string(),
+            Id::Json(json) => String::from_utf8(json.to_vec()).unwrap(),
         })
     }
 

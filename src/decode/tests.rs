@@ -5,6 +5,7 @@ mod body;
 mod headers;
 mod naive;
 mod terms;
+mod usual;
 
 use std::sync::LazyLock;
 
