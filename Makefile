@@ -37,14 +37,17 @@ demo: build ## Stream 50,000 real records through an in-process broker
 demo-kafka: setup-kafka build ## The same on its own Kafka broker: exactly once, one worker of two killed
 	@tests/servers/with-kafka $(FOREBAY) demo --brokers '{brokers}'
 
-test: setup target/models/index.json ## Run all tests, those against a real broker too
+test: setup target/models/index.json target/models/index-onnx.json target/models/index-xgboost.json ## Run all tests, those against a real broker too
 	@: >target/skips.txt
 	FOREBAY_SKIPS=$(CURDIR)/target/skips.txt $(CARGO) test $(BUILD) --features failpoints
 	@tests/setup/report-skips target/skips.txt
 
-# Written last by tests/models.py, so it stands for the whole folder.
+# Each is written last by its script, so it stands for all models of that script.
 target/models/index.json: tests/models.py tests/requirements.txt $(wildcard tests/data/higgs/*) | setup-test
 	@.venv/test/bin/python tests/models.py target/models
+
+target/models/index-%.json: tests/models_%.py tests/models.py tests/requirements.txt $(wildcard tests/data/higgs/*) | setup-test
+	@.venv/test/bin/python tests/models_$*.py target/models
 
 check: build ## Format, lints, docs, licences, schema drift, features, no fail points in the binary
 	@tests/setup/check-failpoints $(FOREBAY)

@@ -25,6 +25,8 @@ pub(super) fn start_plain(args: &LogArgs) -> Result<(), Usage> {
 }
 
 fn subscribe(filter: EnvFilter, format: LogFormat) {
+    // The binding tells of every batch at `info`.
+    let filter = filter.add_directive("xgboost_rs=warn".parse().expect("a directive of the right form"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // A library user's own subscriber stays.
     let _ = match format {

@@ -13,9 +13,9 @@ mod lightgbm;
 mod load;
 #[cfg(feature = "onnx")]
 mod onnx;
+pub mod validate;
 #[cfg(feature = "xgboost")]
 mod xgboost;
-pub mod validate;
 
 use std::fmt;
 use std::path::PathBuf;

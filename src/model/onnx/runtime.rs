@@ -2,10 +2,12 @@
 //! made from a model's bytes. A failure is told and not remembered: the next model tries again.
 
 use std::env;
+use std::error::Error as _;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use ort::LoadDynamicError;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::Session;
@@ -49,7 +51,7 @@ impl Runtime {
                     environment.set_log_level(LogLevel::Error);
                     return Ok(Self { environment, library });
                 }
-                Err(error) => failures.push(error.to_string()),
+                Err(error) => failures.push(failure(&error)),
             }
         }
         Err(format!("no ONNX Runtime: {}; {REMEDY}", failures.join("; ")))
@@ -71,10 +73,22 @@ impl Runtime {
         open().map_err(|error| format!("ONNX Runtime cannot read it: {error}"))
     }
 
-    /// Its version, and where it is from.
+    /// The library's file, whose name ends in its version, and the commit that it was built from.
     pub(super) fn describe(&self) -> String {
-        let version = ort::info().split_once("git-branch=").and_then(|(_, rest)| rest.split(',').next());
-        format!("{} ({})", version.unwrap_or("ONNX Runtime"), self.library.display())
+        let commit = ort::info().split_once("git-commit-id=").and_then(|(_, rest)| rest.split([',', ' ']).next());
+        let library = self.library.canonicalize();
+        format!("{} (commit {})", library.as_ref().unwrap_or(&self.library).display(), commit.unwrap_or("unknown"))
+    }
+}
+
+/// Why a file does not load, in the system's own words.
+fn failure(error: &LoadDynamicError) -> String {
+    match error {
+        LoadDynamicError::Dlopen { error, path } => {
+            let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            if reason.contains(&*path.to_string_lossy()) { reason } else { format!("{}: {reason}", path.display()) }
+        }
+        other => other.to_string(),
     }
 }
 
