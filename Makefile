@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test bench check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,10 @@ target/models/index.json: tests/models.py tests/requirements.txt $(wildcard test
 
 target/models/index-%.json: tests/models_%.py tests/models.py tests/requirements.txt $(wildcard tests/data/higgs/*) | setup-test
 	@.venv/test/bin/python tests/models_$*.py target/models
+
+bench: setup build ## Measure the worker beside its floor and its peers, on its own broker
+	@tests/setup/bench
+	$(CARGO) bench --locked --bench worker
 
 check: build ## Format, lints, docs, licences, schema drift, features, no fail points in the binary
 	@tests/setup/check-failpoints $(FOREBAY)

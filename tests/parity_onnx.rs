@@ -1,4 +1,4 @@
-//! ONNX models against ONNX Runtime's Python package: every graph of tests/models_onnx.py scores what Python said about
+//! ONNX models against ONNX Runtime's Python package: every graph of `tests/models_onnx.py` scores what Python said about
 //! the same rows in the same run of `make test`, or is refused by name.
 #![cfg(feature = "onnx")]
 #![allow(clippy::unwrap_used, reason = "in a test the panic is the report")]

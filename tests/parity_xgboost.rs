@@ -1,4 +1,4 @@
-//! XGBoost models, made and scored by its own Python package in the same run (tests/models_xgboost.py), against the
+//! XGBoost models, made and scored by its own Python package in the same run (`tests/models_xgboost.py`), against the
 //! binary: equal to the bit, from both formats, or refused by name.
 #![cfg(feature = "xgboost")]
 #![allow(clippy::unwrap_used, reason = "a panic is a test's report")]

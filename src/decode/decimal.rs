@@ -61,13 +61,16 @@ fn quotient(mantissa: u64, power: usize) -> f64 {
     let (quotient, remainder) = five.divide(high, low);
     // Eleven bits are rounded away: the lowest of them can stand for all that the remainder would add.
     let significand = (quotient | u64::from(remainder != 0)) as f64;
+    #[expect(clippy::cast_possible_wrap, reason = "an index of the table of 28")]
     let binary = i64::from(halved) + i64::from(five.shift) - i64::from(up) - 64 - power as i64;
     significand * power_of_two(binary)
 }
 
 /// A power of two in the range of normal numbers.
 fn power_of_two(exponent: i64) -> f64 {
-    f64::from_bits(((1_023 + exponent) as u64) << 52)
+    #[expect(clippy::cast_sign_loss, reason = "in the range of normal numbers the sum is positive")]
+    let biased = (1_023 + exponent) as u64;
+    f64::from_bits(biased << 52)
 }
 
 /// A power of five, made ready to be divided by.
@@ -85,6 +88,7 @@ impl Five {
     /// `(high * 2^64 + low) / divisor` and the remainder, for `high` below the divisor: algorithm 4 of Möller and Granlund,
     /// "Improved division by invariant integers" (2011).
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half of the product is meant")]
     fn divide(&self, high: u64, low: u64) -> (u64, u64) {
         let dividend = u128::from(high) << 64 | u128::from(low);
         let product = (u128::from(self.reciprocal) * u128::from(high)).wrapping_add(dividend);
@@ -102,6 +106,7 @@ impl Five {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a power below 28, and a reciprocal that fits by its definition")]
 const fn fives() -> [Five; 28] {
     let mut fives = [Five { divisor: 0, shift: 0, reciprocal: 0 }; 28];
     let mut power = 0;
@@ -268,7 +273,7 @@ mod tests {
         if let Some(number) = shift(mantissa, exponent) {
             prop_assert_eq!(number.to_bits(), wanted.to_bits(), "{}e{}", mantissa, exponent);
         } else {
-            prop_assert!(exponent < -27 || exponent > 0);
+            prop_assert!(!(-27..=0).contains(&exponent));
         }
         Ok(())
     }

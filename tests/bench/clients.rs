@@ -7,6 +7,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -16,11 +17,8 @@ use crate::stream::{Format, Stream};
 pub(crate) const PARTITIONS: i32 = 4;
 
 /// Of every subject on librdkafka: how much is fetched ahead, and how soon again after a full queue.
-pub(crate) const CONSUMER: &[(&str, &str)] = &[
-    ("fetch.min.bytes", "1"),
-    ("fetch.queue.backoff.ms", "2"),
-    ("queued.max.messages.kbytes", "32768"),
-];
+pub(crate) const CONSUMER: &[(&str, &str)] =
+    &[("fetch.min.bytes", "1"), ("fetch.queue.backoff.ms", "2"), ("queued.max.messages.kbytes", "32768")];
 
 /// Of every subject on librdkafka: how long a record waits for company, and how much waits.
 pub(crate) const PRODUCER: &[(&str, &str)] = &[
@@ -33,6 +31,9 @@ pub(crate) const PRODUCER: &[(&str, &str)] = &[
 /// What makes a consumer one of an exactly-once loop. forebay and Quix Streams set these themselves.
 pub(crate) const CONSUMER_OF_A_LOOP: &[(&str, &str)] =
     &[("isolation.level", "read_committed"), ("enable.auto.commit", "false"), ("auto.offset.reset", "earliest")];
+
+/// The model's name, in worker.toml, in `MLServer`'s settings and in the header that `MLServer` wants.
+pub(crate) const MODEL: &str = "reference";
 
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -70,7 +71,7 @@ impl Feeder {
 
     /// Sends a record; partitions take turns. A full local queue is waited for.
     pub(crate) fn send(&self, stream: &Stream, record: usize) -> anyhow::Result<()> {
-        self.send_as(&record.to_string(), record, &stream.request(record, self.format))
+        self.send_as(&format!("r{record}"), record, &stream.request(record, self.format))
     }
 
     /// Sends a record whose reply counts for nothing.
@@ -82,6 +83,10 @@ impl Feeder {
     fn send_as(&self, key: &str, number: usize, body: &str) -> anyhow::Result<()> {
         let partition = i32::try_from(number % PARTITIONS.unsigned_abs() as usize)?;
         let mut out = BaseRecord::to(&self.topic).partition(partition).key(key).payload(body);
+        if self.format == Format::V2 {
+            let model = Header { key: "mlserver-model", value: Some(MODEL) };
+            out = out.headers(OwnedHeaders::new_with_capacity(1).insert(model));
+        }
         loop {
             match self.producer.send(out) {
                 Ok(()) => return Ok(()),
@@ -101,8 +106,8 @@ impl Feeder {
 
 /// A reader of a whole topic from its beginning, of committed records only.
 pub(crate) fn reader(brokers: &str, topic: &str) -> anyhow::Result<BaseConsumer> {
-    let own = [("group.id", "bench-reader"), ("queued.max.messages.kbytes", "32768"), ("fetch.queue.backoff.ms", "2")];
-    let consumer: BaseConsumer = client(brokers, &[&own, CONSUMER_OF_A_LOOP]).create()?;
+    let own = [("group.id", "bench-reader"), ("enable.partition.eof", "true")];
+    let consumer: BaseConsumer = client(brokers, &[CONSUMER, CONSUMER_OF_A_LOOP, &own]).create()?;
     let mut all = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
         all.add_partition_offset(topic, partition, Offset::Beginning)?;

@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use forebay::clock;
 use lightgbm3::Booster;
+use rdkafka::Offset;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::Offset;
 use serde::{Deserialize, Serialize};
 
 use crate::clients::{self, CONSUMER, CONSUMER_OF_A_LOOP, PRODUCER};
@@ -95,7 +95,8 @@ pub(crate) fn pass_through(place: &Place) -> anyhow::Result<()> {
         loop {
             let message = record?;
             positions[usize::try_from(message.partition())?] = message.offset() + 1;
-            let headers = OwnedHeaders::new_with_capacity(1).insert(Header { key: "correlation-id", value: message.key() });
+            let headers =
+                OwnedHeaders::new_with_capacity(1).insert(Header { key: "correlation-id", value: message.key() });
             let mut out = BaseRecord::to(&line.place.output).headers(headers);
             out.key = message.key();
             out.payload = message.payload();
@@ -126,7 +127,7 @@ struct Reply<'a> {
     prediction: [f64; 1],
 }
 
-/// The plain loop: one thread, rdkafka's own calls, serde_json in and out, LightGBM on what a round of polls brought (at
+/// The plain loop: one thread, rdkafka's own calls, `serde_json` in and out, LightGBM on what a round of polls brought (at
 /// most 1,024), a transaction every 100 ms.
 pub(crate) fn rust_loop(place: &Place) -> anyhow::Result<()> {
     const ROWS: usize = 1024;

@@ -34,7 +34,8 @@ pub(crate) struct Stream {
 impl Stream {
     /// Reads what `reference_models.py` wrote.
     pub(crate) fn load(folder: &Path) -> anyhow::Result<Self> {
-        let (shape, rows) = npy(&folder.join("X.npy"), "<f4", |four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))?;
+        let (shape, rows) =
+            npy(&folder.join("X.npy"), "<f4", |four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))?;
         let (_, scores) = npy(&folder.join("lightgbm_500x63.npy"), "<f8", |eight| {
             f64::from_le_bytes(std::array::from_fn(|index| eight[index]))
         })?;
@@ -127,7 +128,7 @@ impl Reply<'_> {
     }
 }
 
-/// NumPy's file format, version 1: a magic word, the header's length, the header, the numbers in C order.
+/// `NumPy`'s file format, version 1: a magic word, the header's length, the header, the numbers in C order.
 fn npy<T>(path: &Path, kind: &str, number: impl Fn(&[u8]) -> T) -> anyhow::Result<(Vec<usize>, Vec<T>)> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let whole = |start: &[u8]| start == b"\x93NUMPY\x01\x00";

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use forebay::clock;
 use serde_json::json;
 
-use crate::clients::{CONSUMER, CONSUMER_OF_A_LOOP, PRODUCER};
+use crate::clients::{CONSUMER, CONSUMER_OF_A_LOOP, MODEL, PRODUCER};
 use crate::stream::Format;
 
 /// Clock ticks a second in `/proc/<pid>/stat`: part of the kernel's interface.
@@ -145,12 +145,16 @@ pub(crate) fn root() -> &'static Path {
 /// All defaults but the clients' settings, which are the peers' too.
 fn worker_toml(place: &Place) -> String {
     let Place { brokers, input, output, group, model } = place;
-    let client: String =
-        [CONSUMER, PRODUCER].concat().iter().map(|(key, value)| format!("\"{key}\" = \"{value}\"\n")).collect();
+    let client: String = [CONSUMER, PRODUCER]
+        .concat()
+        .iter()
+        .map(|(key, value)| format!("\"{key}\" = \"{value}\""))
+        .collect::<Vec<_>>()
+        .join("\n");
     let model = model.display();
     format!(
         "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n\n[kafka.client]\n{client}\n[[route]]\n\
-         input = [\"{input}\"]\nreply_topic = \"{output}\"\n\n[[model]]\nname = \"reference\"\npath = \"{model}\"\n\n\
+         input = [\"{input}\"]\nreply_topic = \"{output}\"\n\n[[model]]\nname = \"{MODEL}\"\npath = \"{model}\"\n\n\
          [admin]\nlisten = \"127.0.0.1:0\"\n"
     )
 }

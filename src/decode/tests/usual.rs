@@ -1,5 +1,7 @@
 //! The scanner against `json`, which reads everything: what the scanner takes, `json` takes with the same values.
 
+use std::fmt::Write as _;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -152,7 +154,7 @@ fn usual() -> impl Strategy<Value = Vec<u8>> {
         let mut text = format!("{}{{", space());
         for (index, (name, value)) in fields.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            text += &format!("{comma}{}\"{name}\"{}:{}{value}{}", space(), space(), space(), space());
+            let _ = write!(text, "{comma}{}\"{name}\"{}:{}{value}{}", space(), space(), space(), space());
         }
         (text + "}" + space()).into_bytes()
     })

@@ -90,7 +90,7 @@ impl GraphFile {
                 "{graphs} graphs in the file, not one: it is damaged or no ONNX model; export it again"
             ));
         }
-        file.producer = producer.join(" ").trim().to_owned();
+        producer.join(" ").trim().clone_into(&mut file.producer);
         Ok(file)
     }
 
@@ -346,6 +346,7 @@ impl<'a> Message<'a> {
     }
 }
 
+#[allow(clippy::copy_iterator, reason = "a message is read several times, each time from its start: two words to copy")]
 impl<'a> Iterator for Message<'a> {
     type Item = Result<(u64, Value<'a>), String>;
 

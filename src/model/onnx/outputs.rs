@@ -14,7 +14,7 @@ use ort::value::{
 use super::describe;
 use super::graph::{GraphFile, Labels};
 
-/// What skl2onnx, onnxmltools, hummingbird and PyTorch call the output that holds scores, the likeliest first.
+/// What skl2onnx, onnxmltools, hummingbird and `PyTorch` call the output that holds scores, the likeliest first.
 const SCORES: [&str; 7] =
     ["probabilities", "output_probability", "probability", "variable", "scores", "score", "output"];
 
@@ -57,14 +57,12 @@ impl Output {
             return Self::maps(maps, file);
         }
         let labels = of_type(&[TensorElementType::Int64, TensorElementType::Int32]);
-        match labels[..] {
-            [label] => Ok(Self::tensor(label)),
-            _ => {
-                let shown: Vec<String> = outlets.iter().map(describe).collect();
-                let remedy = "export it with probabilities as float tensor (zipmap = False)";
-                Err(format!("no output holds numbers to score ({}); {remedy}", shown.join("; ")))
-            }
+        if let [label] = labels[..] {
+            return Ok(Self::tensor(label));
         }
+        let shown: Vec<String> = outlets.iter().map(describe).collect();
+        let remedy = "export it with probabilities as float tensor (zipmap = False)";
+        Err(format!("no output holds numbers to score ({}); {remedy}", shown.join("; ")))
     }
 
     fn tensor(outlet: &Outlet) -> Self {

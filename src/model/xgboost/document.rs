@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-/// Deeper than any model, and than what serde_json follows.
+/// Deeper than any model, and than what `serde_json` follows.
 const DEPTH_MAX: usize = 100;
 
 /// A part of a document.
@@ -332,12 +332,16 @@ mod tests {
             Node::Numbers(numbers) => {
                 out.extend_from_slice(b"[$d#");
                 length(numbers.len(), out);
-                numbers.iter().for_each(|number| out.extend_from_slice(&narrow(*number).to_be_bytes()));
+                for number in numbers {
+                    out.extend_from_slice(&narrow(*number).to_be_bytes());
+                }
             }
             Node::List(nodes) => {
                 out.extend_from_slice(b"[#");
                 length(nodes.len(), out);
-                nodes.iter().for_each(|node| ubjson(node, out));
+                for node in nodes {
+                    ubjson(node, out);
+                }
             }
             Node::Object(parts) => {
                 out.push(b'{');
@@ -383,8 +387,8 @@ mod tests {
         let one = |rest: &[u8]| [b"{L\0\0\0\0\0\0\0\x01a".as_slice(), rest].concat();
         assert!(error(br#"{"a":1,"a":2}"#).contains("\"a\" stands twice"));
         assert!(error("{\"a\":".as_bytes()).contains("not JSON"));
-        assert!(error(&[b"{\"a\":".as_slice(), &[b'['; 100_000]].concat()).contains("recursion"));
-        assert!(error(&one(&[b'['; 100_000])).contains("nested too deeply"));
+        assert!(error(&[b"{\"a\":".as_slice(), &vec![b'['; 100_000]].concat()).contains("recursion"));
+        assert!(error(&one(&vec![b'['; 100_000])).contains("nested too deeply"));
         assert!(error(&one(b"[$d#L\x7f\xff\xff\xff\xff\xff\xff\xff")).contains("a length of 9223372036854775807"));
         assert!(error(&one(b"SL\xff\xff\xff\xff\xff\xff\xff\xff")).contains("a length of -1"));
         assert!(error(&one(b"[#L\0\0\0\0\0\0\0\x02Z")).contains("a length of 2, with 1 bytes left"));

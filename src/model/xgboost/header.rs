@@ -1,6 +1,7 @@
 //! A model file's parts in; out, what XGBoost 1.6.2 must be told to score it as its own version did, or why it is not
 //! to be scored. The library checks neither: it keeps 0.5 for a base score that it cannot read, takes a set of
 //! categories for a threshold, and follows the indices of a damaged tree out of its arrays.
+#![allow(clippy::float_cmp, reason = "numbers of a file that must be whole, and are compared as such")]
 
 use std::borrow::Cow;
 use std::collections::HashSet;

@@ -1,0 +1,41 @@
+//! What the forest alone costs: LightGBM's own call, as the worker makes it, on batches of the stream's rows.
+
+use std::path::Path;
+use std::thread::Builder;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use forebay::clock;
+use lightgbm3::Booster;
+
+use crate::stream::Stream;
+use crate::subject::task_cpu_us;
+
+const LONG_ENOUGH: Duration = Duration::from_millis(400);
+
+/// CPU time of a row, in microseconds: the mean of so many threads that score at the same time.
+pub(crate) fn us_per_row(stream: &Stream, batch: usize, threads: usize) -> anyhow::Result<f64> {
+    std::thread::scope(|scope| {
+        let start = || Builder::new().name("bench-forest".to_owned()).spawn_scoped(scope, || one_thread(stream, batch));
+        let running = (0..threads).map(|_| start()).collect::<Result<Vec<_>, _>>()?;
+        let costs =
+            running.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?);
+        Ok(costs.sum::<anyhow::Result<f64>>()? / threads as f64)
+    })
+}
+
+fn one_thread(stream: &Stream, batch: usize) -> anyhow::Result<f64> {
+    let booster = Booster::from_file(&stream.model.to_string_lossy())?;
+    let width = i32::try_from(stream.width)?;
+    let cpu_us = || task_cpu_us(Path::new("/proc/thread-self")).context("/proc/thread-self/schedstat");
+    let (start, from) = (clock::now(), cpu_us()?);
+    let mut rows = 0;
+    for values in stream.values.chunks_exact(batch * stream.width).cycle() {
+        std::hint::black_box(booster.predict_with_params(values, width, true, "num_threads=1 verbosity=-1")?);
+        rows += batch;
+        if clock::now() - start > LONG_ENOUGH {
+            break;
+        }
+    }
+    Ok((cpu_us()? - from) / rows as f64)
+}

@@ -1,0 +1,280 @@
+//! One subject measured: a topic filled before it starts gives throughput and CPU, a paced one then gives latency.
+//!
+//! Throughput and CPU are taken over the steady middle, from samples of what a `read_committed` reader could see and of
+//! what the process had used. Nothing else runs meanwhile but the sampling: the replies are read and checked afterwards.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use forebay::clock;
+use rdkafka::consumer::BaseConsumer;
+
+use crate::clients::{self, Feeder, PARTITIONS};
+use crate::ledger::{Ledger, SentUs};
+use crate::progress::Progress;
+use crate::stream::Stream;
+use crate::subject::{CpuUs, Place, Process, Subject};
+use crate::support::Kafka;
+
+const SAMPLE_EVERY: Duration = Duration::from_millis(50);
+/// Nothing new for so long: it is done, or stuck.
+const DONE_AFTER: Duration = Duration::from_secs(1);
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// The steady middle, as shares of all records. It ends early: what was fetched ahead must be as much at both ends.
+const MIDDLE: (f64, f64) = (0.15, 0.75);
+/// The rate of the latency phase, where the subject can do twice that.
+const RATE_PER_S: f64 = 1000.0;
+
+/// Where and how subjects are measured.
+pub(crate) struct Bench<'a> {
+    pub(crate) kafka: &'a Kafka,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) folder: &'a Path,
+    pub(crate) progress: &'a Progress,
+    /// A twentieth of the records, and a fifth of the latency phase: to see that it runs.
+    pub(crate) quick: bool,
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    pub(crate) subject: Subject,
+    pub(crate) records_per_s: f64,
+    pub(crate) cpu_us_per_record: f64,
+    /// Of each kind of thread.
+    pub(crate) thread_us_per_record: Vec<(String, f64)>,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    /// The rate that the latency was taken at.
+    pub(crate) rate_per_s: f64,
+    pub(crate) peak_mb: f64,
+    /// While it worked through the filled topic.
+    pub(crate) batch_rows_mean: Option<f64>,
+    pub(crate) checked: usize,
+}
+
+struct Sample {
+    at: Instant,
+    cpu: CpuUs,
+    ends: Vec<i64>,
+}
+
+impl Bench<'_> {
+    /// A run that is not reported, so that the broker's code is warm for the first that is.
+    pub(crate) fn warm_up(&self) -> anyhow::Result<()> {
+        let subject = Subject::PassThrough;
+        let place = self.place("warm-up");
+        self.kafka.create(&[&place.input, &place.output], PARTITIONS);
+        let records = if self.quick { 10_000 } else { 200_000 };
+        self.fill(&place, subject, records)?;
+        let mut process = Process::start(subject, &place, self.folder)?;
+        self.samples(&mut process, &place, records, 0)?;
+        process.stop()
+    }
+
+    pub(crate) fn measure(&self, subject: Subject) -> anyhow::Result<Measured> {
+        let name = subject.name();
+        let records = subject.records() / if self.quick { 20 } else { 1 };
+        let place = self.place(name);
+        self.kafka.create(&[&place.input, &place.output], PARTITIONS);
+        let mut ledger = Ledger::new(&self.stream, &place.brokers, &place.output, subject.copies())?;
+        let nothing_timed = SentUs::new(0, 0);
+
+        self.progress.stage(&format!("{name}: fill"), records);
+        let mut process;
+        if subject.reads_from_now() {
+            process = Process::start(subject, &place, self.folder)?;
+            self.probe(&mut process, &mut ledger, &place, subject)?;
+            self.fill(&place, subject, records)?;
+        } else {
+            self.fill(&place, subject, records)?;
+            process = Process::start(subject, &place, self.folder)?;
+        }
+
+        self.progress.stage(&format!("{name}: throughput"), records);
+        let samples = self.samples(&mut process, &place, records, ledger.counts.probes())?;
+        self.progress.stage(&format!("{name}: check"), records);
+        ledger.counts.expect(records, usize::MAX);
+        ledger.read_all(&nothing_timed, STUCK_AFTER, |answered| self.progress.at(answered))?;
+        let middle = middle(&samples, &ledger, records).with_context(|| format!("{name} {}", process.log_end()))?;
+        let batch_rows_mean = ledger.counts.batch_rows_mean();
+
+        let rate_per_s =
+            if middle.records_per_s >= 2.0 * RATE_PER_S { RATE_PER_S } else { (middle.records_per_s / 2.0).floor() };
+        let sent = self.latency(&mut process, &mut ledger, &place, subject, (records, rate_per_s))?;
+        let peak_mb = process.peak_mb();
+        process.stop()?;
+        ledger.read_to_end(&sent)?;
+        let checked = ledger.counts.verdict().with_context(|| format!("{name} is not right"))?;
+        let ms = |quantile| ledger.counts.latency_us.value_at_quantile(quantile) as f64 / 1e3;
+        Ok(Measured {
+            subject,
+            records_per_s: middle.records_per_s,
+            cpu_us_per_record: middle.cpu_us_per_record,
+            thread_us_per_record: middle.thread_us_per_record,
+            p50_ms: ms(0.5),
+            p99_ms: ms(0.99),
+            rate_per_s,
+            peak_mb,
+            batch_rows_mean,
+            checked,
+        })
+    }
+
+    fn place(&self, name: &str) -> Place {
+        Place {
+            brokers: self.kafka.brokers(),
+            input: format!("{name}-in"),
+            output: format!("{name}-out"),
+            group: format!("bench-{name}"),
+            model: self.stream.model.clone(),
+        }
+    }
+
+    fn fill(&self, place: &Place, subject: Subject, records: usize) -> anyhow::Result<()> {
+        let feeder = Feeder::new(&place.brokers, &place.input, subject.format(), 5)?;
+        for record in 0..records {
+            feeder.send(&self.stream, record)?;
+            if record % 1000 == 0 {
+                self.progress.at(record);
+            }
+        }
+        feeder.flush()
+    }
+
+    /// Sends records of no number until one is answered: from then on nothing is missed.
+    fn probe(
+        &self,
+        process: &mut Process,
+        ledger: &mut Ledger<'_>,
+        place: &Place,
+        subject: Subject,
+    ) -> anyhow::Result<()> {
+        let feeder = Feeder::new(&place.brokers, &place.input, subject.format(), 0)?;
+        let (start, nothing_timed) = (clock::now(), SentUs::new(0, 0));
+        for number in 0.. {
+            process.check()?;
+            ensure!(clock::now() - start < STUCK_AFTER, "{} answers nothing:\n{}", subject.name(), process.log_end());
+            feeder.probe(&self.stream, number)?;
+            feeder.flush()?;
+            std::thread::sleep(SAMPLE_EVERY);
+            ledger.read(&nothing_timed)?;
+            if ledger.counts.probes() > 0 {
+                break;
+            }
+        }
+        // Those that are still under way: the last answer, then nothing for a while.
+        while ledger.read(&nothing_timed)? {}
+        Ok(())
+    }
+
+    /// Samples until the replies to all records can be read.
+    fn samples(
+        &self,
+        process: &mut Process,
+        place: &Place,
+        records: usize,
+        probes: usize,
+    ) -> anyhow::Result<Vec<Sample>> {
+        let asker: BaseConsumer =
+            clients::client(&place.brokers, &[clients::CONSUMER_OF_A_LOOP, &[("group.id", "bench-asker")]]).create()?;
+        let (mut samples, mut seen, mut last_new) = (Vec::new(), 0, clock::now());
+        loop {
+            let ends = clients::visible_ends(&asker, &place.output)?;
+            let (now, total) = (clock::now(), usize::try_from(ends.iter().sum::<i64>())?);
+            samples.push(Sample { at: now, cpu: process.cpu(), ends });
+            if total > seen {
+                (seen, last_new) = (total, now);
+            }
+            self.progress.at(total.saturating_sub(probes).min(records));
+            process.check()?;
+            // Each transaction leaves a mark, which counts in the ends: there may be fewer replies than that.
+            let quiet = now - last_new;
+            ensure!(quiet < STUCK_AFTER, "only {total} of {records} replies:\n{}", process.log_end());
+            if total >= records + probes && quiet > DONE_AFTER {
+                return Ok(samples);
+            }
+            std::thread::sleep(SAMPLE_EVERY);
+        }
+    }
+
+    /// Sends at a fixed rate and reads the replies as they come. The first second is not timed.
+    fn latency(
+        &self,
+        process: &mut Process,
+        ledger: &mut Ledger<'_>,
+        place: &Place,
+        subject: Subject,
+        (first, rate_per_s): (usize, f64),
+    ) -> anyhow::Result<Arc<SentUs>> {
+        let seconds = if self.quick { 2.0 } else { 10.0 };
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate a second, times seconds")]
+        let (early, count) = (rate_per_s as usize, (rate_per_s * (seconds + 1.0)) as usize);
+        ensure!(count > early, "too slow for a latency: {rate_per_s} records/s");
+        self.progress.stage(&format!("{}: latency at {rate_per_s}/s", subject.name()), count);
+        let sent = Arc::new(SentUs::new(first, count));
+        ledger.counts.expect(count, first + early);
+        let feeder = Feeder::new(&place.brokers, &place.input, subject.format(), 0)?;
+        let feed = feed_at(rate_per_s, feeder, Arc::clone(&self.stream), Arc::clone(&sent), first..first + count)?;
+        ledger.read_all(&sent, DONE_AFTER * 15, |answered| self.progress.at(answered - first.min(answered)))?;
+        feed.join().map_err(|_| anyhow::anyhow!("the feeder panicked"))??;
+        process.check()?;
+        Ok(sent)
+    }
+}
+
+fn feed_at(
+    rate_per_s: f64,
+    feeder: Feeder,
+    stream: Arc<Stream>,
+    sent: Arc<SentUs>,
+    records: std::ops::Range<usize>,
+) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    let feed = move || {
+        let (start, first) = (clock::now(), records.start);
+        for record in records {
+            let due = Duration::from_secs_f64((record - first) as f64 / rate_per_s);
+            std::thread::sleep(due.saturating_sub(clock::now() - start));
+            sent.stamp(record);
+            feeder.send(&stream, record)?;
+        }
+        feeder.flush()
+    };
+    Ok(Builder::new().name("bench-feed".to_owned()).spawn(feed)?)
+}
+
+struct Middle {
+    records_per_s: f64,
+    cpu_us_per_record: f64,
+    thread_us_per_record: Vec<(String, f64)>,
+}
+
+fn middle(samples: &[Sample], ledger: &Ledger<'_>, records: usize) -> anyhow::Result<Middle> {
+    let counts: Vec<usize> = samples.iter().map(|sample| ledger.counts.before(&sample.ends)).collect();
+    let share = |share: f64| records as f64 * share;
+    let first = counts.iter().position(|&count| count as f64 >= share(MIDDLE.0));
+    let last = counts.iter().rposition(|&count| count as f64 <= share(MIDDLE.1));
+    // A run that is over within a few samples has no middle: all of it, then, the start-up included.
+    let whole = || {
+        Some((
+            counts.iter().rposition(|&count| count == counts[0])?,
+            counts.iter().position(|count| Some(count) == counts.last())?,
+        ))
+    };
+    let found = first.zip(last).filter(|(first, last)| first + 2 <= *last).or_else(whole);
+    let (first, last) = found.filter(|(first, last)| first < last).context("no replies came while it was sampled")?;
+    let (from, to) = (&samples[first], &samples[last]);
+    let count = (counts[last] - counts[first]) as f64;
+    let threads = to.cpu.threads.iter().map(|(name, us)| {
+        let before = from.cpu.threads.get(name).copied().unwrap_or(0.0);
+        (name.clone(), (us - before) / count)
+    });
+    Ok(Middle {
+        records_per_s: count / (to.at - from.at).as_secs_f64(),
+        cpu_us_per_record: (to.cpu.process - from.cpu.process) / count,
+        thread_us_per_record: threads.collect(),
+    })
+}
