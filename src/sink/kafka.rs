@@ -333,6 +333,7 @@ impl Transactions {
         back_to_back: bool,
     ) -> Result<(), TransactionError> {
         fail::fail_point!("sink::begin");
+        let start = clock::now();
         producer.begin()?;
         // Positions first: right after another transaction the broker answers "concurrent transactions" to what comes
         // first, which librdkafka asks again after retry.backoff.ms for positions, but after 20 ms for replies.
@@ -343,6 +344,7 @@ impl Transactions {
         }
         producer.send_offsets(&self.positions(take)?, &group, CALL_BOUND)?;
         fail::fail_point!("sink::positions_sent", |_| Err(TransactionError::Connection("a fail point".to_owned())));
+        let positions_sent = clock::now();
         let mut index = 0;
         for (id, n) in take {
             for (_, pending) in self.partitions[id].tracker.run().take(*n) {
@@ -351,11 +353,21 @@ impl Transactions {
             }
         }
         fail::fail_point!("sink::produced");
+        let produced = clock::now();
         if back_to_back && index < FLUSH_FIRST_BELOW {
             producer.flush(CALL_BOUND)?;
         }
         fail::fail_point!("sink::flushed");
+        let flushed = clock::now();
         producer.commit(CALL_BOUND)?;
+        tracing::trace!(
+            records = index,
+            positions = ?(positions_sent - start),
+            produce = ?(produced - positions_sent),
+            flush = ?(flushed - produced),
+            commit = ?(clock::now() - flushed),
+            "committed"
+        );
         fail::fail_point!("sink::committed", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         Ok(())
     }

@@ -46,15 +46,21 @@ struct Arguments {
     /// Cargo adds it.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Is the subject of that name instead of measuring it.
-    #[arg(long, hide = true, requires = "Place")]
-    line: Option<Subject>,
+}
+
+/// Is a subject instead of measuring it.
+#[derive(Parser)]
+struct Line {
+    #[arg(long)]
+    line: Subject,
     #[command(flatten)]
-    place: Option<Place>,
+    place: Place,
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let is_line = std::env::args().nth(1).is_some_and(|first| first == "--line");
+    let done = if is_line { run_line(&Line::parse()).map(|()| true) } else { run(&Arguments::parse()) };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -64,11 +70,11 @@ fn main() -> ExitCode {
     }
 }
 
+fn run_line(Line { line, place }: &Line) -> anyhow::Result<()> {
+    if *line == Subject::RustLoop { lines::rust_loop(place) } else { lines::pass_through(place) }
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    if let (Some(line), Some(place)) = (arguments.line, &arguments.place) {
-        let run = if line == Subject::RustLoop { lines::rust_loop } else { lines::pass_through };
-        return run(place).map(|()| true);
-    }
     let folder = subject::root().join("target/bench");
     let stream = Stream::load(&folder.join("models")).context("the reference models are missing; run `make bench`")?;
     let stream = Arc::new(stream);
