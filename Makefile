@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test bench check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test fuzz bench check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,7 +37,8 @@ demo: build ## Stream 50,000 real records through an in-process broker
 demo-kafka: setup-kafka build ## The same on its own Kafka broker: exactly once, one worker of two killed
 	@tests/servers/with-kafka $(FOREBAY) demo --brokers '{brokers}'
 
-test: setup target/models/index.json target/models/index-onnx.json target/models/index-xgboost.json ## Run all tests, those against a real broker too
+INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-xgboost index-forest)
+test: setup $(INDEXES) ## Run all tests, those against a real broker too
 	@: >target/skips.txt
 	FOREBAY_SKIPS=$(CURDIR)/target/skips.txt $(CARGO) test $(BUILD) --features failpoints
 	@tests/setup/report-skips target/skips.txt
@@ -48,6 +49,12 @@ target/models/index.json: tests/models.py tests/requirements.txt $(wildcard test
 
 target/models/index-%.json: tests/models_%.py tests/models.py tests/requirements.txt $(wildcard tests/data/higgs/*) | setup-test
 	@.venv/test/bin/python tests/models_$*.py target/models
+
+target/models/index-forest.json: tests/xgboost_binary.py
+
+fuzz: setup target/models/index-forest.json ## Damage a million model files a reader, and five million JSON bodies
+	FOREST_MUTATIONS=1000000 $(CARGO) test $(BUILD) --test mutate_forest -- --nocapture
+	cd tests/fuzz && $(CARGO_PATH) CARGO_TARGET_DIR=$(CURDIR)/target/fuzz cargo run --release --bin mutate -- 5000000
 
 bench: setup build ## Measure the worker beside its floor and its peers, on its own broker
 	@tests/setup/bench

@@ -200,7 +200,9 @@ impl Metadata {
             push_millis(&mut self.tail, batch.inference);
             self.tail.extend_from_slice(b",\"cache_hit\":false");
             if level == ReplyMetadata::Full {
-                self.tail.extend_from_slice(b",\"compiled\":false");
+                let compiled: &[u8] = if model.is_compiled() { b"true" } else { b"false" };
+                self.tail.extend_from_slice(b",\"compiled\":");
+                self.tail.extend_from_slice(compiled);
             }
         }
         self.head.extend_from_slice(b"\"queue_ms\":");

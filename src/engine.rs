@@ -18,7 +18,7 @@ use crate::batch::BatchPolicy;
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
 use crate::model::validate::Validation;
-use crate::model::{self, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
+use crate::model::{self, Backend, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
 use crate::placement::{Pin, Plan};
 use crate::record::{Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress};
 use crate::score::{Closed, Pools, Scheduler, Submitter, SubmitterId};
@@ -63,6 +63,8 @@ pub struct ModelSpec {
     pub path: PathBuf,
     /// What the file is; `None` finds it from the bytes.
     pub model_type: Option<ModelType>,
+    /// What scores it, if it is a tree model.
+    pub backend: Backend,
     /// The SHA-256 that the file must have.
     pub sha256: Option<[u8; 32]>,
     /// When batches are formed.
@@ -187,11 +189,13 @@ impl InferenceEngine {
     }
 
     /// Loads a model under the name of its file (without the ending), or puts a new version in the place of the one
-    /// that has that name. `model_type`: `None` finds it from the file.
+    /// that has that name. `model_type`: `None` finds it from the file. `compile`: whether XGBoost and LightGBM models
+    /// are scored by the compiled forest, or else by the library that they were trained with; other kinds are scored
+    /// by their own runtime.
     ///
     /// # Errors
-    /// [`ModelError`] when the file cannot be read, is not supported, or fails [`InferenceEngine::validate_model`];
-    /// also when `compile` is asked for, which no backend of this version does.
+    /// [`ModelError`] when the file cannot be read, is not supported, or fails [`InferenceEngine::validate_model`].
+    /// One backend never stands in for the other.
     ///
     /// # Panics
     /// As [`InferenceEngine::add_model`].
@@ -203,17 +207,12 @@ impl InferenceEngine {
     ) -> Result<ModelId, ModelError> {
         let path = path.as_ref();
         let name = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        if compile {
-            return Err(ModelError::refused(
-                name,
-                "this version has no compiled backend; load it with compile = false",
-            ));
-        }
         let batch_size_max = if self.config.enable_batching { self.config.max_batch_size } else { NonZeroU32::MIN };
         self.load_spec(&ModelSpec {
             name,
             path: path.to_owned(),
             model_type,
+            backend: Backend::new(compile),
             sha256: None,
             batch: BatchPolicy {
                 batch_size_max,
@@ -233,7 +232,7 @@ impl InferenceEngine {
     /// [`ModelError`] as for [`InferenceEngine::load_model`].
     pub fn load_spec(&self, spec: &ModelSpec) -> Result<ModelId, ModelError> {
         let file = ModelBytes::read(&spec.path, spec.sha256.as_ref())?;
-        let model = model::load(&file, spec.model_type)?;
+        let model = model::load(&file, spec.model_type, spec.backend)?;
         self.add_model(spec, model.as_ref(), &file.sha256)
     }
 

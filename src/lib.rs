@@ -9,7 +9,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = InferenceEngine::new(InferenceEngineConfig::default())?;
-//! engine.load_model("tests/data/higgs/higgs.model.txt", None, false)?;
+//! engine.load_model("tests/data/higgs/higgs.model.txt", None, true)?;
 //! assert!(engine.validate_model()?.passed());
 //!
 //! let row = [0.5; 28]; // as wide as the model; a missing value is NaN
@@ -25,9 +25,10 @@
 //!
 //! # Features
 //!
-//! Cargo features, the first two on by default: `kafka` is the Kafka source and sink through librdkafka, and with them
-//! the worker and the demo; `lightgbm` scores LightGBM text models through LightGBM itself (without it
-//! [`InferenceEngine::add_model`](engine::InferenceEngine::add_model) takes models of your own making); `failpoints`
+//! Cargo features, all but the last on by default: `kafka` is the Kafka source and sink through librdkafka, and with them
+//! the worker and the demo; `lightgbm`, `onnx` and `xgboost` score models through their own libraries (XGBoost and
+//! LightGBM models are scored by the compiled [`forest`] without them, and models of your own making by
+//! [`InferenceEngine::add_model`](engine::InferenceEngine::add_model)); `failpoints`
 //! builds in the places where tests make a step fail, and is never on in a shipped binary.
 //!
 //! # Where to go next
@@ -56,6 +57,7 @@ pub mod batch;
 pub mod score;
 pub mod placement;
 pub mod model;
+pub mod forest;
 pub mod encode;
 pub mod commit;
 pub mod sink;

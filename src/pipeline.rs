@@ -26,7 +26,7 @@ use crate::config::{self, Config, Model};
 use crate::decode::{Decoded, Received, RouteDecoder};
 use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, ModelSpec};
 use crate::metrics::Metrics;
-use crate::model::{ModelError, ModelType};
+use crate::model::{Backend, ModelError, ModelType};
 use crate::record::{AssignedPartition, Chunk, Message, ModelId, PartitionId, ScoredBatch};
 use crate::score::{Submitter, SubmitterId};
 use crate::sink::inbox::{Event, Inbox};
@@ -125,7 +125,8 @@ impl Worker {
             let id = engine.load_spec(&spec(model))?;
             if let Some(loaded) = engine.model(id) {
                 let (kind, sha256) = (loaded.schema().model_type, loaded.sha256());
-                tracing::info!(model = model.name, %kind, sha256, features = loaded.schema().width(), "loaded");
+                let (compiled, features) = (loaded.is_compiled(), loaded.schema().width());
+                tracing::info!(model = model.name, %kind, compiled, sha256, features, "loaded");
             }
             models.push(id);
         }
@@ -222,6 +223,7 @@ fn spec(model: &Model) -> ModelSpec {
             config::ModelType::Onnx => Some(ModelType::Onnx),
             config::ModelType::Xgboost => Some(ModelType::XgBoost),
         },
+        backend: Backend::new(model.compile_model),
         sha256: model.sha256,
         batch: BatchPolicy {
             batch_size_max: model.batch.batch_size_max,

@@ -80,6 +80,9 @@ fn run_with(command: &mut Command, input: &str) -> Ran {
     Ran::of(output)
 }
 
+/// Every LightGBM model is scored by both.
+const BACKENDS: [&str; 2] = ["compiled", "reference"];
+
 fn score(args: &[&str]) -> Command {
     let model = higgs("higgs.model.txt");
     let mut command = forebay(["score", "--model", model.to_str().unwrap()]);
@@ -127,9 +130,12 @@ fn predictions(ran: &Ran, first_line: usize) -> Vec<f64> {
 
 #[test]
 fn a_tsv_scores_as_python_does_to_the_bit() {
-    let ran = run(score(&["--no-header", "--skip-columns", "1"]).arg(higgs("higgs.test.tsv"))).expect(0);
-    assert_bits(&predictions(&ran, 1), &expected_scores());
-    assert!(ran.stderr.starts_with("forebay: 500 rows, 0 failed, "), "{}", ran.stderr);
+    for backend in BACKENDS {
+        let options = ["--no-header", "--skip-columns", "1", "--backend", backend];
+        let ran = run(score(&options).arg(higgs("higgs.test.tsv"))).expect(0);
+        assert_bits(&predictions(&ran, 1), &expected_scores());
+        assert!(ran.stderr.starts_with("forebay: 500 rows, 0 failed, "), "{}", ran.stderr);
+    }
 }
 
 #[test]
@@ -196,9 +202,12 @@ fn models() -> Vec<(String, PathBuf)> {
 fn every_model_scores_what_python_says() {
     let models = models();
     assert!(models.len() > 20, "{} models", models.len());
-    for (name, folder) in models {
-        let model = folder.join("model.txt");
-        let ran = run(forebay(["score", "--model"]).arg(&model).arg(folder.join("rows.jsonl"))).expect(0);
+    for ((name, folder), backend) in
+        models.into_iter().flat_map(|model| BACKENDS.map(|backend| (model.clone(), backend)))
+    {
+        let (model, name) = (folder.join("model.txt"), format!("{name}, {backend}"));
+        let rows = folder.join("rows.jsonl");
+        let ran = run(forebay(["score", "--backend", backend, "--model"]).arg(&model).arg(rows)).expect(0);
         let expected = fs::read_to_string(folder.join("expected.jsonl")).unwrap();
         let expected: Vec<Vec<f64>> = expected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let replies = ran.json_lines();
@@ -214,12 +223,20 @@ fn every_model_scores_what_python_says() {
 
 #[test]
 fn every_model_passes_its_validation_with_the_rows_beside_it() {
-    for (name, folder) in models() {
-        let ran = run(forebay(["model", "validate", "--json"]).arg(folder.join("model.txt"))).expect(0);
+    for ((name, folder), (backend, checks)) in
+        models().into_iter().flat_map(|model| [("compiled", 5), ("reference", 4)].map(|asked| (model.clone(), asked)))
+    {
+        let validate = ["model", "validate", "--json", "--backend", backend];
+        let ran = run(forebay(validate).arg(folder.join("model.txt"))).expect(0);
         let report: Value = serde_json::from_str(&ran.stdout).unwrap();
         assert_eq!(report["passed"], true, "{name}: {report}");
-        assert_eq!(report["checks"].as_array().unwrap().len(), 4, "{name}: with expected outputs");
+        assert_eq!(report["checks"].as_array().unwrap().len(), checks, "{name}: with expected outputs");
         assert_eq!(report["sample"]["data"], folder.join("rows.jsonl").to_str().unwrap());
+        if backend == "compiled" && cfg!(feature = "lightgbm") {
+            let check = &report["checks"][4];
+            assert_eq!(check["name"], "compiled = reference");
+            assert!(check["detail"].as_str().unwrap().contains("ulp apart"), "{name}: {check}");
+        }
     }
 }
 
@@ -348,6 +365,7 @@ fn metadata_is_printed_when_asked_for() {
     assert!(reply("none").get("metadata").is_none());
     assert_eq!(reply("short")["metadata"]["model"], "fraud");
     assert!(reply("full")["metadata"]["prediction_hash"].is_string());
+    assert_eq!(reply("full")["metadata"]["compiled"], true);
 }
 
 // ---- model -------------------------------------------------------------------------------------------------------------
@@ -356,7 +374,7 @@ fn metadata_is_printed_when_asked_for() {
 fn inspect_shows_what_a_model_file_holds() {
     let model = higgs("higgs.model.txt");
     let ran = run(forebay(["model", "inspect"]).arg(&model)).expect(0);
-    for part in ["lightgbm", "28: lepton_pT, ", "… (all with --json)", "trees", "100", "347700"] {
+    for part in ["lightgbm", "28: lepton_pT, ", "… (all with --json)", "trees", "100", "347700", "compiled"] {
         assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
     }
     let ran = run(forebay(["model", "inspect", "--json"]).arg(&model)).expect(0);
@@ -373,7 +391,10 @@ fn what_is_no_model_ends_with_4_and_its_reason() {
     let whole = fs::read_to_string(higgs("higgs.model.txt")).unwrap();
     fs::write(&broken, &whole[..whole.len() / 2]).unwrap();
     for command in [&["model", "inspect"][..], &["model", "validate"], &["score", "--model"]] {
-        run(forebay(command).arg(&broken)).expect_error(4, &["broken.txt", "cut short"]);
+        for backend in BACKENDS {
+            run(forebay(command).arg(&broken).args(["--backend", backend]))
+                .expect_error(4, &["broken.txt", "cut short"]);
+        }
         run(forebay(command).arg(root().join("Cargo.toml"))).expect_error(4, &["Cargo.toml", "cannot tell what kind"]);
         run(forebay(command).arg("nowhere.txt")).expect_error(4, &["nowhere.txt", "cannot read the file"]);
     }
@@ -421,6 +442,28 @@ fn validate_takes_a_sample_and_fails_when_it_is_not_met() {
     assert!(ran.stdout.contains("found") && ran.stdout.contains("fraud.rows.jsonl"), "{}", ran.stdout);
     write(&folder.path().join("fraud.expected.jsonl"), &scores[..1]);
     run(forebay(["model", "validate"]).arg(&model)).expect(0);
+}
+
+// ---- bench -------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn bench_kernel_gives_a_figure_for_each_backend_and_batch() {
+    let (model, data) = (higgs("higgs.model.txt"), higgs("higgs.test.tsv"));
+    let bench = |more: &[&str]| {
+        let mut command = forebay(["bench", "kernel", "--no-header", "--skip-columns", "1", "--batch", "1,700"]);
+        run(command.arg("--model").arg(&model).arg("--data").arg(&data).args(more))
+    };
+    let report: Value = serde_json::from_str(&bench(&["--json"]).expect(0).stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let cell = |row: &Value| (row["backend"].as_str().unwrap().to_owned(), row["batch"].as_u64().unwrap());
+    let wanted = [("forebay", 1), ("lightgbm", 1), ("forebay", 700), ("lightgbm", 700)];
+    assert_eq!(rows.iter().map(cell).collect::<Vec<_>>(), wanted.map(|(name, batch)| (name.to_owned(), batch)));
+    assert!(rows.iter().all(|row| row["us_per_row"].as_f64().unwrap() > 0.0 && row["model"] == "higgs.model"));
+    let ran = bench(&[]).expect(0);
+    for part in ["microseconds per row", "forebay", "lightgbm", "700", "500 rows"] {
+        assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
+    }
+    bench(&["--batch", "0"]).expect_error(2, &["--batch"]);
 }
 
 // ---- config -------------------------------------------------------------------------------------------------------------
@@ -484,7 +527,8 @@ fn help_and_version_are_for_newcomers() {
     for part in ["score", "model", "config", "Exit codes: 0 done", "75 drain cut short"] {
         assert!(help.contains(part), "{part}: {help}");
     }
-    let leaves = ["score", "model validate", "model inspect", "config check", "config dump", "config schema"];
+    let leaves =
+        ["score", "model validate", "model inspect", "bench kernel", "config check", "config dump", "config schema"];
     let kafka = if cfg!(feature = "kafka") { &["run", "demo"][..] } else { &[] };
     for leaf in leaves.iter().chain(kafka) {
         let help = run(&mut forebay(leaf.split(' ').chain(["--help"]))).expect(0).stdout;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use forebay::batch::BatchPolicy;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec, PredictError, PredictionRequest};
-use forebay::model::{Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{Backend, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use forebay::placement::Pin;
 use forebay::record::{ErrorCode, Priority};
 
@@ -105,9 +105,10 @@ fn what_cannot_be_scored_says_why() {
 fn models_that_must_not_be_scored_are_refused() {
     let engine = InferenceEngine::new(InferenceEngineConfig::default()).unwrap();
     let refusal = |path: &str, compile| engine.load_model(path, None, compile).unwrap_err().to_string();
-    assert!(refusal(HIGGS, true).contains("compile = false"));
-    assert!(refusal("no/such/file.txt", false).contains("no/such/file.txt"));
-    assert!(refusal("tests/data/higgs/higgs.test.tsv", false).contains("cannot tell what kind"));
+    for compile in [true, false] {
+        assert!(refusal("no/such/file.txt", compile).contains("no/such/file.txt"));
+        assert!(refusal("tests/data/higgs/higgs.test.tsv", compile).contains("cannot tell what kind"));
+    }
 }
 
 /// A model that tells when it starts a batch and waits until it may end it.
@@ -175,6 +176,7 @@ fn gated(batch_size_max: u32) -> Gated {
         name: "gate".to_owned(),
         path: PathBuf::new(),
         model_type: None,
+        backend: Backend::Compiled,
         sha256: None,
         batch: BatchPolicy {
             batch_size_max: NonZeroU32::new(batch_size_max).unwrap(),
@@ -262,8 +264,11 @@ fn past_the_most_in_flight_a_request_is_told_so() {
 #[test]
 fn a_new_version_takes_the_place_of_the_old_one() {
     let engine = InferenceEngine::new(InferenceEngineConfig::default()).unwrap();
+    // Of another backend, too.
     let first = engine.load_model(HIGGS, None, false).unwrap();
-    let second = engine.load_model(HIGGS, None, false).unwrap();
+    assert!(!engine.model(first).unwrap().is_compiled());
+    let second = engine.load_model(HIGGS, None, true).unwrap();
+    assert!(engine.model(second).unwrap().is_compiled());
     assert_eq!(first, second);
     assert_eq!(engine.predict(&[0.5; 28]).unwrap().metadata.version, 2);
 }

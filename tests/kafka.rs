@@ -10,6 +10,8 @@ mod bad_input;
 mod ends;
 #[path = "kafka/exactly_once.rs"]
 mod exactly_once;
+#[path = "kafka/kinds.rs"]
+mod kinds;
 mod support;
 
 use std::process::ExitCode;
@@ -81,6 +83,7 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("a_compacted_topics_tombstone_is_skipped", bad_input::tombstones_are_skipped),
         trial("a_model_that_fails_answers_with_an_error", bad_input::a_failing_model_answers),
         trial("a_deadline_that_passes_is_answered", bad_input::deadlines_are_answered),
+        trial("each_kind_of_model_scores_as_its_own_library", kinds::each_scores_as_its_library),
         trial("replies_go_where_the_request_says_if_it_may", addresses::reply_headers),
         trial("a_bad_reply_address_stops_nobody", addresses::bad_addresses),
         trial("replies_too_large_together_go_out_in_smaller_batches", addresses::small_batches),

@@ -3,6 +3,7 @@
 //! Results go to standard output; errors, logs and progress go to standard error. An error is printed once, as
 //! `forebay: message` with its causes, and its kind decides the exit code ([`exit`]).
 
+mod bench;
 mod config;
 #[cfg(feature = "kafka")]
 mod demo;
@@ -19,11 +20,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::ConfigError;
 use crate::engine::EngineError;
-use crate::model::{ModelError, ModelType};
+use crate::model::{Backend, ModelError, ModelType};
 
 /// The process's exit codes.
 pub mod exit {
@@ -65,6 +66,8 @@ enum Command {
     Score(score::ScoreArgs),
     /// Look at a model file, or check it before it takes traffic
     Model(model::ModelArgs),
+    /// Measure what a model costs
+    Bench(bench::BenchArgs),
     /// Check a worker.toml, or print it with all defaults
     Config(config::ConfigArgs),
     /// Stream real records through an in-process broker, or through your own
@@ -99,7 +102,7 @@ struct DemoArgs {
     /// Records to stream
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     records: usize,
-    /// Records a second [default: 8000 in process, 10000 with --brokers]
+    /// Records a second [default: 8000 in process, 5000 with --brokers]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// A model in place of the shipped one
@@ -113,7 +116,7 @@ struct DemoArgs {
 #[cfg(feature = "kafka")]
 impl DemoArgs {
     fn rate(&self) -> u32 {
-        self.rate.unwrap_or(if self.brokers.is_some() { 10_000 } else { 8_000 })
+        self.rate.unwrap_or(if self.brokers.is_some() { 5_000 } else { 8_000 })
     }
 }
 
@@ -137,6 +140,24 @@ impl std::str::FromStr for TypeArg {
     }
 }
 
+/// `--backend`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BackendArg {
+    /// The compiled forest
+    Compiled,
+    /// The library that the model was trained with
+    Reference,
+}
+
+impl From<BackendArg> for Backend {
+    fn from(arg: BackendArg) -> Self {
+        match arg {
+            BackendArg::Compiled => Self::Compiled,
+            BackendArg::Reference => Self::Reference,
+        }
+    }
+}
+
 /// The command line asks for what cannot be: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -156,6 +177,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Score(args) => score::run(args),
         Command::Model(args) => model::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Config(args) => config::run(args),
         #[cfg(feature = "kafka")]
         Command::Demo(args) => demo::run(args),

@@ -11,7 +11,8 @@ use comfy_table::{Table, presets};
 use serde_json::json;
 
 use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder};
-use super::{LogArgs, TypeArg, Usage, exit, logs};
+use super::{BackendArg, LogArgs, TypeArg, Usage, exit, logs};
+use crate::model::compare::compare;
 use crate::model::validate::{Sample, Validation, validate};
 use crate::model::{self, Catalog, Model, ModelBytes, ModelEntry, ModelSchema};
 use crate::record::{ModelId, Priority};
@@ -51,6 +52,10 @@ order. With rows and the outputs that the original library gave for them, those 
 or a number, a line. Without --data, <model>.rows.jsonl and <model>.expected.jsonl (fraud.rows.jsonl for fraud.txt) are \
 taken where they exist, else rows.jsonl and expected.jsonl in the model's folder.
 
+A compiled forest is also held against the library that the model was trained with, where this build has it and it \
+scores the file right: on those rows, and on made-up ones with NaN, both zeros, infinities, subnormals, values on and \
+beside the model's thresholds, and categories that it does not know.
+
 A model that is refused, or fails a check, ends with exit code 4.";
 
 #[derive(Debug, Args)]
@@ -61,6 +66,9 @@ struct FileArgs {
     /// What the file is
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     model_type: TypeArg,
+    /// What scores XGBoost and LightGBM models; others are always scored by their own runtime
+    #[arg(long, value_name = "BACKEND", default_value = "compiled")]
+    backend: BackendArg,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -95,7 +103,7 @@ pub(super) fn run(args: &ModelArgs) -> anyhow::Result<ExitCode> {
 fn load(args: &FileArgs) -> anyhow::Result<(ModelBytes, Box<dyn Model>)> {
     logs::start_plain(&args.log)?;
     let file = ModelBytes::read(&args.file, None)?;
-    let model = model::load(&file, args.model_type.0)?;
+    let model = model::load(&file, args.model_type.0, args.backend.into())?;
     Ok((file, model))
 }
 
@@ -138,7 +146,7 @@ fn describe_json(file: &ModelBytes, schema: &ModelSchema) -> anyhow::Result<Stri
     Ok(serde_json::to_string_pretty(&description)?)
 }
 
-fn plain_table() -> Table {
+pub(super) fn plain_table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table
@@ -150,7 +158,11 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let files = sample_files(args);
     let sample = files.as_ref().map(|files| read_sample(files, args, model.schema())).transpose()?;
     let mut scorer = model.scorer()?;
-    let validation = validate(&file.name(), model.schema(), scorer.as_mut(), sample.as_ref())?;
+    let mut validation = validate(&file.name(), model.schema(), scorer.as_mut(), sample.as_ref())?;
+    if model.is_compiled() {
+        let rows = sample.as_ref().map_or(&[][..], |sample| &sample.rows);
+        validation.checks.push(compare(&file, model.as_ref(), rows));
+    }
     let text = if args.model.json {
         let sample = files.as_ref().map(|files| json!({ "data": files.data, "expected": files.expected }));
         let report = json!({
@@ -223,7 +235,7 @@ fn read_sample(files: &SampleFiles, args: &ValidateArgs, schema: &ModelSchema) -
 }
 
 /// All rows of a file, as the worker would read them. A row that cannot be read is an error.
-fn read_rows(input: &InputArgs, schema: &ModelSchema) -> anyhow::Result<Vec<f64>> {
+pub(super) fn read_rows(input: &InputArgs, schema: &ModelSchema) -> anyhow::Result<Vec<f64>> {
     let priority = Priority::new(1).expect("1 is not 0");
     let mut catalog = Catalog::default();
     let entry = ModelEntry::new(ModelId(0), "model", schema, 1, priority, None);

@@ -22,7 +22,7 @@ use indicatif::ProgressBar;
 
 pub(super) use self::input::InputArgs;
 use self::input::Opened;
-use super::{LogArgs, TypeArg, Usage, exit, logs};
+use super::{BackendArg, LogArgs, TypeArg, Usage, exit, logs};
 use crate::batch::BatchPolicy;
 use crate::clock;
 use crate::config::ReplyMetadata;
@@ -63,6 +63,9 @@ pub(super) struct ScoreArgs {
     /// What the model file is
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     model_type: TypeArg,
+    /// What scores XGBoost and LightGBM models; others are always scored by their own runtime
+    #[arg(long, value_name = "BACKEND", default_value = "compiled")]
+    backend: BackendArg,
     /// The model's name in requests and replies [default: the file's name without its ending]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -139,6 +142,7 @@ fn load(args: &ScoreArgs) -> anyhow::Result<(InferenceEngine, Arc<LoadedModel>)>
         name: args.name.clone().unwrap_or_else(stem),
         path: args.model.clone(),
         model_type: args.model_type.0,
+        backend: args.backend.into(),
         sha256: None,
         batch: BatchPolicy {
             batch_size_max: NonZeroU32::new(args.batch_size).unwrap_or(NonZeroU32::MIN),

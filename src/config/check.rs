@@ -246,6 +246,7 @@ impl Check<'_> {
             name: raw.name.clone().unwrap_or_default(),
             path: base_dir.join(raw.path.as_deref().unwrap_or_default()),
             kind: raw.kind,
+            compile_model: raw.compile_model,
             sha256,
             batch: self.batch(&key("batch"), &raw.batch),
         }

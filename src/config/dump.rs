@@ -68,6 +68,7 @@ fn model(model: &Model) -> RawModel {
         name: Some(model.name.clone()),
         path: Some(literal(&model.path.display().to_string())),
         kind: model.kind,
+        compile_model: model.compile_model,
         sha256: model.sha256.as_ref().map(hex).unwrap_or_default(),
         batch: batch(&model.batch),
     }

@@ -120,6 +120,8 @@ pub struct Model {
     pub path: PathBuf,
     /// The kind of file.
     pub kind: ModelType,
+    /// Whether the compiled forest scores it, if it is a tree model.
+    pub compile_model: bool,
     /// The digest that the file must have.
     pub sha256: Option<[u8; 32]>,
     /// How its requests are batched.

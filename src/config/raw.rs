@@ -130,7 +130,7 @@ pub(super) struct RawRoute {
 }
 
 /// `[[model]]`.
-#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(extend("required" = ["name", "path"]))]
 pub(super) struct RawModel {
@@ -146,6 +146,9 @@ pub(super) struct RawModel {
     /// The kind of file. Default "auto".
     #[serde(rename = "type")]
     pub(super) kind: ModelType,
+    /// XGBoost and `LightGBM` models: true scores them with the compiled forest, false with the library that they were
+    /// trained with. Other kinds take no notice. Default true.
+    pub(super) compile_model: bool,
     /// The SHA-256 digest that the file must have, as 64 hex digits; empty for any. Default empty.
     pub(super) sha256: String,
     /// How its requests are batched.
@@ -393,6 +396,19 @@ impl Default for RawRoute {
             reply_metadata: ReplyMetadata::default(),
             record_bytes_max: bytes("1MiB"),
             compacted: false,
+        }
+    }
+}
+
+impl Default for RawModel {
+    fn default() -> Self {
+        Self {
+            name: None,
+            path: None,
+            kind: ModelType::default(),
+            compile_model: true,
+            sha256: String::new(),
+            batch: RawBatch::default(),
         }
     }
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{Model, ModelError, ModelType};
+use super::compiled::{self, CompiledModel};
+use super::{Backend, Model, ModelError, ModelType};
+use crate::forest::read::{self, Format};
 
 /// A model file's bytes and their identity.
 #[derive(Clone, Debug)]
@@ -45,16 +47,10 @@ impl ModelBytes {
 /// unless it was saved with one, so there the config must state the kind.
 #[must_use]
 pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
-    let head = &bytes[..bytes.len().min(4096)];
-    let holds = |text: &[u8]| head.windows(text.len()).any(|window| window == text);
-    if head.starts_with(b"tree\n") {
-        Some(ModelType::LightGbm)
-    } else if head.starts_with(b"binf") || (head.starts_with(b"{") && holds(b"learner")) {
-        Some(ModelType::XgBoost)
-    } else if is_onnx(head) {
-        Some(ModelType::Onnx)
-    } else {
-        None
+    match read::format_of(bytes) {
+        Some(Format::LightGbm) => Some(ModelType::LightGbm),
+        Some(Format::XGBoost) => Some(ModelType::XgBoost),
+        None => is_onnx(bytes).then_some(ModelType::Onnx),
     }
 }
 
@@ -63,11 +59,12 @@ fn is_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, 1..=31, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42 | 0x72, ..])
 }
 
-/// Parses a model. `model_type` is what the config states; `None` finds it from the file.
+/// Parses a model. `model_type` is what the config states; `None` finds it from the file. `backend` counts for tree
+/// models, and is never exchanged for the other one.
 ///
 /// # Errors
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
-pub fn load(file: &ModelBytes, model_type: Option<ModelType>) -> Result<Box<dyn Model>, ModelError> {
+pub fn load(file: &ModelBytes, model_type: Option<ModelType>, backend: Backend) -> Result<Box<dyn Model>, ModelError> {
     let found = model_type_of(&file.bytes);
     let model_type = match (model_type, found) {
         (Some(stated), Some(found)) if stated != found => {
@@ -80,6 +77,14 @@ pub fn load(file: &ModelBytes, model_type: Option<ModelType>) -> Result<Box<dyn 
             return Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")));
         }
     };
+    match (backend, compiled::format(model_type)) {
+        (Backend::Compiled, Some(format)) => Ok(Box::new(CompiledModel::parse(file, model_type, format)?)),
+        _ => load_library(file, model_type),
+    }
+}
+
+/// Through the library whose format it is.
+pub(super) fn load_library(file: &ModelBytes, model_type: ModelType) -> Result<Box<dyn Model>, ModelError> {
     match model_type {
         #[cfg(feature = "lightgbm")]
         ModelType::LightGbm => Ok(Box::new(super::lightgbm::LightGbmModel::parse(file)?)),
@@ -89,7 +94,14 @@ pub fn load(file: &ModelBytes, model_type: Option<ModelType>) -> Result<Box<dyn 
         ModelType::XgBoost => Ok(Box::new(super::xgboost::XgBoostModel::parse(file)?)),
         #[cfg(not(all(feature = "lightgbm", feature = "onnx", feature = "xgboost")))]
         absent => {
-            let reason = format!("this build cannot score {absent} models; build with the cargo feature `{absent}`");
+            let compiled = if compiled::format(absent).is_some() {
+                ", or let the compiled forest score it: `compile_model = true` (--backend compiled)"
+            } else {
+                ""
+            };
+            let reason = format!(
+                "this build lacks the library for {absent} models; build with the cargo feature `{absent}`{compiled}"
+            );
             Err(ModelError::refused(file.name(), reason))
         }
     }
@@ -122,7 +134,7 @@ mod tests {
     #[test]
     fn an_unknown_kind_is_refused_by_name() {
         let file = ModelBytes { path: "x.bin".into(), bytes: b"???".to_vec(), sha256: String::new() };
-        let error = load(&file, None).err().unwrap().to_string();
+        let error = load(&file, None, Backend::Compiled).err().unwrap().to_string();
         assert!(error.starts_with("model x.bin: cannot tell what kind"), "{error}");
     }
 }

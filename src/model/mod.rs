@@ -3,11 +3,15 @@
 //!
 //! - [`Model`] is a parsed file; [`Scorer`] is one thread's handle on it.
 //! - [`load`] reads a file once, hashes it, checks the pin, finds the kind and parses those same bytes.
+//! - [`Backend`] is what scores a tree model: the compiled forest, or the library that it was trained with.
 //! - [`LoadedModel`] is a version in service: schema, digest, and a scorer for each score thread.
 //! - [`Catalog`] is what a decoder must know of the loaded models.
-//! - [`validate`] asks a model the questions that a wrong binding would answer wrongly.
+//! - [`validate`] asks a model the questions that a wrong binding would answer wrongly, [`compare`] whether both backends
+//!   give the same scores.
 
 mod catalog;
+pub mod compare;
+mod compiled;
 #[cfg(feature = "lightgbm")]
 mod lightgbm;
 mod load;
@@ -66,6 +70,24 @@ impl FromStr for ModelType {
             "xgboost" => Ok(Self::XgBoost),
             other => Err(format!("no model type {other:?}: this version scores lightgbm, onnx and xgboost")),
         }
+    }
+}
+
+/// What scores a tree model. Models without trees are scored by their own runtime, whatever is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// [`crate::forest`]: faster, and reads every model of the known versions.
+    #[default]
+    Compiled,
+    /// The library that the model was trained with, where this build has it and it scores the file right.
+    Reference,
+}
+
+impl Backend {
+    /// What `compile_model` in the config means.
+    #[must_use]
+    pub const fn new(compile_model: bool) -> Self {
+        if compile_model { Self::Compiled } else { Self::Reference }
     }
 }
 
@@ -207,6 +229,11 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// [`ModelError::Refused`] when the library that scores it cannot make one.
     fn scorer(&self) -> Result<Box<dyn Scorer>, ModelError>;
+
+    /// Whether the compiled forest scores it.
+    fn is_compiled(&self) -> bool {
+        false
+    }
 }
 
 /// One thread's handle on a model.
@@ -224,6 +251,7 @@ pub struct LoadedModel {
     version: u32,
     sha256: String,
     schema: ModelSchema,
+    compiled: bool,
     scorers: Vec<Mutex<Box<dyn Scorer>>>,
     /// One more, so that a validation disturbs no score thread.
     spare: Mutex<Box<dyn Scorer>>,
@@ -237,7 +265,15 @@ impl LoadedModel {
     pub fn new(name: &str, version: u32, sha256: &str, model: &dyn Model, threads: usize) -> Result<Self, ModelError> {
         let scorers = (0..threads).map(|_| model.scorer().map(Mutex::new)).collect::<Result<_, _>>()?;
         let (spare, schema) = (Mutex::new(model.scorer()?), model.schema().clone());
-        let loaded = Self { name: name.to_owned(), version, sha256: sha256.to_owned(), schema, scorers, spare };
+        let loaded = Self {
+            name: name.to_owned(),
+            version,
+            sha256: sha256.to_owned(),
+            schema,
+            compiled: model.is_compiled(),
+            scorers,
+            spare,
+        };
         match loaded.validate(None)?.failure() {
             None => Ok(loaded),
             Some(failure) => Err(ModelError::refused(name, format!("refused by its validation: {failure}"))),
@@ -274,6 +310,12 @@ impl LoadedModel {
     #[must_use]
     pub fn schema(&self) -> &ModelSchema {
         &self.schema
+    }
+
+    /// Whether the compiled forest scores it.
+    #[must_use]
+    pub fn is_compiled(&self) -> bool {
+        self.compiled
     }
 
     /// The scorer of one score thread. Each thread uses its own, so the lock is never waited for.

@@ -89,13 +89,13 @@ pub fn validate(
 }
 
 /// A scorer, asked in f64 whatever its own type is.
-struct Asked<'a> {
-    scorer: &'a mut dyn Scorer,
-    schema: &'a ModelSchema,
+pub(super) struct Asked<'a> {
+    pub(super) scorer: &'a mut dyn Scorer,
+    pub(super) schema: &'a ModelSchema,
 }
 
 impl Asked<'_> {
-    fn score(&mut self, values: &[f64]) -> Result<Vec<f64>, String> {
+    pub(super) fn score(&mut self, values: &[f64]) -> Result<Vec<f64>, String> {
         let width = self.schema.width();
         let mut scores = vec![0.0; values.len() / width * self.schema.outputs];
         let scored = match self.schema.row_type {
@@ -110,8 +110,27 @@ impl Asked<'_> {
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the nearest f32 is what the model's own library makes of it")]
-fn narrow(value: f64) -> f32 {
+pub(super) fn narrow(value: f64) -> f32 {
     value as f32
+}
+
+/// Numbers that look random, the same in every run.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    /// `SplitMix64` (Steele, Lea, Flood 2014).
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// From -1 to 1, from the higher bits.
+pub(super) fn signed_unit(bits: u64) -> f64 {
+    f64::from(i32::try_from(bits >> 33).unwrap_or(0)) / f64::from(1 << 30) - 1.0
 }
 
 fn finite(batch: &[f64], outputs: usize) -> Check {
@@ -176,17 +195,9 @@ fn same_bits(a: &[f64], b: &[f64]) -> bool {
 
 /// Rows of several magnitudes, with zeros and missing values; the same in every run.
 fn made_up_rows(width: usize) -> Vec<f64> {
-    let mut state = 0x5eed_u64;
-    let mut next = move || {
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
+    let mut random = Random(0x5eed);
     let value = |bits: u64| {
-        let signed = f64::from(i32::try_from(bits >> 33).unwrap_or(0)) / f64::from(1 << 30) - 1.0;
+        let signed = signed_unit(bits);
         match bits % 16 {
             0 => f64::NAN,
             1 => 0.0,
@@ -196,7 +207,7 @@ fn made_up_rows(width: usize) -> Vec<f64> {
             _ => signed * 3.0,
         }
     };
-    (0..ROWS * width).map(|_| value(next())).collect()
+    (0..ROWS * width).map(|_| value(random.next())).collect()
 }
 
 #[cfg(test)]

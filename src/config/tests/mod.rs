@@ -83,6 +83,7 @@ compacted = false
 name = "fraud"
 path = "models/fraud.txt"
 type = "auto"
+compile_model = true
 sha256 = ""
 [model.batch]
 batch_size_max = 1024
@@ -141,6 +142,7 @@ reply_topic = "done"
 name = "first"
 path = "/models/first.txt"
 type = "lightgbm"
+compile_model = false
 sha256 = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f"
 
 [[model]]
@@ -234,6 +236,7 @@ fn everything_may_differ_from_its_default() {
     assert!(!route.allows_reply_topic("others"));
     assert_eq!(config.models[0].path, Path::new("/models/first.txt"));
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
+    assert_eq!([false, true], [0, 1].map(|at: usize| config.models[at].compile_model));
     assert_eq!(config.models[1].batch.priority_default.get(), 1);
     assert_eq!(config.models[1].batch.timeout, Some(Duration::from_secs(3600)));
     assert_eq!(config.engine.pin, Pin::Cores(vec![0, 2]));

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use super::document::{Node, replace_texts};
 
 /// What a model that is refused here can still hope for.
-const LATER: &str = "the compiled forest, in a later version, will read it";
+const MORE: &str = "the compiled forest (`compile_model = true`) reads more";
 /// More features, or outputs, than any model that is fed whole rows. Stated sizes are reserved, so they are bounded.
 const FEATURES_MAX: usize = 1_000_000;
 const OUTPUTS_MAX: usize = 10_000;
@@ -146,7 +146,7 @@ fn link<'a>(name: &'a Node<'_>) -> Result<(&'a str, Link), String> {
     let name = borrowed(name, "objective")?;
     let known = OBJECTIVES.iter().find(|(known, _)| *known == name);
     let (_, link) =
-        known.ok_or_else(|| format!("the objective {name:?} is not one that this version scores; {LATER}"))?;
+        known.ok_or_else(|| format!("the objective {name:?} is not one that this version scores; {MORE}"))?;
     Ok((name, *link))
 }
 
@@ -155,7 +155,7 @@ fn groups(sizes: &Node<'_>, link: Link) -> Result<usize, String> {
     let classes = count(sizes, "num_class")?;
     let targets = if sizes.get("num_target").is_some() { count(sizes, "num_target")? } else { 1 };
     if targets > 1 {
-        return Err(format!("{targets} targets: more than one is not scored; {LATER}"));
+        return Err(format!("{targets} targets: more than one is not scored; {MORE}"));
     }
     match link {
         Link::Softprob | Link::Softmax if (2..=OUTPUTS_MAX).contains(&classes) => Ok(classes),
@@ -190,7 +190,7 @@ fn refuse_categorical(learner: &Node<'_>) -> Result<(), String> {
 }
 
 fn categorical() -> String {
-    format!("categorical features, which XGBoost 1.6 reads otherwise; encode them as numbers, or wait: {LATER}")
+    format!("categorical features, which XGBoost 1.6 reads otherwise; encode them as numbers; {MORE}")
 }
 
 /// `f0` to `fN` where the file has none.
@@ -261,7 +261,7 @@ fn check_tree(tree: &Node<'_>, place: usize, features: usize) -> Result<(), Stri
     let nodes = count(sizes, "num_nodes")?;
     let leaf_size = if sizes.get("size_leaf_vector").is_some() { count(sizes, "size_leaf_vector")? } else { 0 };
     if leaf_size > 1 || tree.get("leaf_weights").is_some() {
-        return Err(format!("leaves of {leaf_size} numbers (`multi_output_tree`), unknown to XGBoost 1.6; {LATER}"));
+        return Err(format!("leaves of {leaf_size} numbers (`multi_output_tree`), unknown to XGBoost 1.6; {MORE}"));
     }
     if tree.get("split_type").is_some() && numbers(tree, "split_type", nodes)?.iter().any(|&kind| kind != 0.0) {
         return Err(categorical());

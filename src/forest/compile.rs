@@ -1,0 +1,203 @@
+//! A [`Forest`] in, a [`Compiled`] out: columns, flat nodes and values in the layout of the kernel that fits the model.
+//!
+//! A tree's nodes lie level by level, a split's two children side by side, so that a node stores one distance and "no"
+//! is one node further than "yes". A leaf is a node that leads to itself.
+
+use super::column::{Columns, Planner, Question, STRIDE};
+use super::kernel::{Kernel, LeafParts, Linear, NO_SET, Program, Set, Sets, Special, TreeHead, WideNode};
+use super::score::{Compiled, Sum, Sums};
+use super::{Body, CategoryRule, CategorySet, Child, Float, Forest, ForestParts, Leaves, Split, Test, Tree};
+
+impl Forest {
+    /// Lays the forest out for rows of a float type. Takes time and memory linear in the forest.
+    ///
+    /// A model whose library compares f64 and that is compiled for f32 rows takes no f64 rows; every other pair works.
+    pub fn compile(&self, rows: Float) -> Compiled {
+        let parts = self.parts();
+        let (columns, sums) = match parts.sum_type {
+            Float::F32 => {
+                let (columns, kernel) = compile_body::<f32>(parts, rows);
+                (columns, Sums::F32(kernel))
+            }
+            Float::F64 => {
+                let (columns, kernel) = compile_body::<f64>(parts, rows);
+                (columns, Sums::F64(kernel))
+            }
+        };
+        Compiled::new(self, rows, columns, sums)
+    }
+}
+
+fn compile_body<S: Sum>(parts: &ForestParts, rows: Float) -> (Columns, Kernel<S>) {
+    match &parts.body {
+        Body::Trees(trees) => compile_trees(parts, trees, rows),
+        Body::Linear { weights, bias } => {
+            let start =
+                bias.iter().zip(&parts.base).map(|(&bias, &base)| S::from_f64(bias) + S::from_f64(base)).collect();
+            let weights = weights.iter().map(|&weight| S::from_f64(weight)).collect();
+            (Planner::new(parts, rows).finish(), Kernel::Linear(Linear { weights, start }))
+        }
+    }
+}
+
+/// A split's question, its feature resolved to a column.
+enum Asked {
+    Number(Question),
+    Category { column: u32, set: u32 },
+}
+
+fn compile_trees<S: Sum>(parts: &ForestParts, trees: &[Tree], rows: Float) -> (Columns, Kernel<S>) {
+    let mut planner = Planner::new(parts, rows);
+    let mut sets = Sets::default();
+    let mut asked = Vec::with_capacity(trees.iter().map(|tree| tree.splits.len()).sum());
+    for tree in trees {
+        let places: Vec<_> = tree.sets.iter().map(|set| sets.store(set)).collect();
+        asked.extend(tree.splits.iter().map(|split| ask(split, &places, &mut planner, &mut sets)));
+    }
+    let columns = planner.finish();
+    let mut layout = Layout::new(parts, &columns, sets, (trees.len(), asked.len()));
+    let mut rest = &asked[..];
+    for tree in trees {
+        let (own, others) = rest.split_at(tree.splits.len());
+        layout.add(tree, own);
+        rest = others;
+    }
+    let kernel = layout.finish();
+    (columns, kernel)
+}
+
+fn ask(split: &Split, places: &[(u32, u32, bool)], planner: &mut Planner, sets: &mut Sets) -> Asked {
+    match split.test {
+        Test::Number { threshold, comparison, missing } => {
+            Asked::Number(planner.number(split.feature, split.default_left, (threshold, comparison, missing)))
+        }
+        Test::Category { set, rule } => {
+            let (start, count, is_sorted) = places[set as usize];
+            let holds_left = rule == CategoryRule::LightGBM;
+            let set = sets.push(Set { start, count, is_sorted, holds_left, missing_left: split.default_left });
+            Asked::Category { column: planner.category(split.feature, rule), set }
+        }
+    }
+}
+
+/// The nodes as they grow.
+struct Layout<'a, S> {
+    columns: &'a Columns,
+    outputs: u32,
+    nodes: Vec<WideNode>,
+    values: Vec<S>,
+    trees: Vec<TreeHead>,
+    special: Vec<Special<S>>,
+    sets: Sets,
+    queue: Vec<Child>,
+}
+
+impl<'a, S: Sum> Layout<'a, S> {
+    fn new(parts: &ForestParts, columns: &'a Columns, sets: Sets, (trees_count, asked_count): (usize, usize)) -> Self {
+        let count = 2 * asked_count + trees_count;
+        let (nodes, values, queue) = (Vec::with_capacity(count), Vec::with_capacity(count), Vec::new());
+        Self { columns, outputs: parts.outputs, nodes, values, trees: Vec::new(), special: Vec::new(), sets, queue }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "LIMITS keeps nodes, columns and depth below 2^32")]
+    fn add(&mut self, tree: &Tree, asked: &[Asked]) {
+        let root = self.nodes.len() as u32;
+        let leaf_column = (self.columns.count() * STRIDE) as u32;
+        let weight = S::from_f64(tree.weight);
+        let (mut depth, mut shallow) = (0, u32::MAX);
+        self.queue.clear();
+        self.queue.push(if tree.splits.is_empty() { Child::Leaf(0) } else { Child::Split(0) });
+        let (mut place, mut level_end) = (0, 1);
+        while let Some(&child) = self.queue.get(place) {
+            if place == level_end {
+                depth += 1;
+                level_end = self.queue.len();
+            }
+            match child {
+                Child::Split(split) => {
+                    let delta = (self.queue.len() - place) as u32;
+                    self.nodes.push(node(self.columns, &asked[split as usize], delta));
+                    self.values.push(S::from_f64(0.0));
+                    self.queue.extend([tree.splits[split as usize].left, tree.splits[split as usize].right]);
+                }
+                Child::Leaf(leaf) => {
+                    shallow = shallow.min(depth);
+                    // Anything but NaN will do as a threshold here, so the leaf's index goes there.
+                    let threshold = f32::from_bits(leaf);
+                    self.nodes.push(WideNode { threshold, column: leaf_column, delta: 0, set: NO_SET });
+                    self.values.push(match &tree.leaves {
+                        Leaves::Scalar(values) => S::from_f64(values[leaf as usize]) * weight,
+                        Leaves::Vector(_) | Leaves::Linear(_) => S::from_f64(0.0),
+                    });
+                }
+            }
+            place += 1;
+        }
+        self.trees.push(TreeHead { root, depth, shallow, output: tree.output });
+        self.special.push(match &tree.leaves {
+            Leaves::Scalar(_) => Special::Scalar,
+            Leaves::Vector(values) => {
+                Special::Vector(values.iter().map(|&value| S::from_f64(value) * weight).collect())
+            }
+            Leaves::Linear(leaves) => Special::Linear { leaves: leaves.clone(), weight },
+        });
+    }
+
+    fn finish(mut self) -> Kernel<S> {
+        let mut narrow = Vec::with_capacity(self.nodes.len());
+        narrow.extend(self.nodes.iter().map_while(|&node| WideNode::narrow(node)));
+        if self.special.iter().all(|special| matches!(special, Special::Scalar)) {
+            self.special.clear();
+        }
+        let Self { columns, outputs, nodes, values, trees, special, sets, .. } = self;
+        let columns = columns.count() + 1;
+        let leaves = LeafParts { values, special, outputs: outputs as usize };
+        if narrow.len() == nodes.len() {
+            Kernel::Narrow(Program::new(narrow, trees, leaves, sets, columns))
+        } else {
+            Kernel::Wide(Program::new(nodes, trees, leaves, sets, columns))
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the stride is 8")]
+fn node(columns: &Columns, asked: &Asked, delta: u32) -> WideNode {
+    match *asked {
+        Asked::Number(question) => WideNode {
+            threshold: columns.threshold(question),
+            column: question.column * STRIDE as u32,
+            delta,
+            set: NO_SET,
+        },
+        Asked::Category { column, set } => WideNode { threshold: 0.0, column: column * STRIDE as u32, delta, set },
+    }
+}
+
+impl Sets {
+    /// Keeps a set's words or numbers: where they start, how many, and whether they are numbers.
+    #[expect(clippy::cast_possible_truncation, reason = "a file holds fewer than 2^32 categories")]
+    fn store(&mut self, set: &CategorySet) -> (u32, u32, bool) {
+        let start = self.words.len() as u32;
+        let is_sorted = match set {
+            CategorySet::Bits(words) => {
+                self.words.extend_from_slice(words);
+                false
+            }
+            CategorySet::Sorted(ids) => {
+                let words = ids.last().map_or(0, |&id| id as usize / 32 + 1);
+                // Bits answer at once, but one huge number must not cost megabytes.
+                let is_sorted = words > 2 * ids.len() + 2;
+                if is_sorted {
+                    self.words.extend_from_slice(ids);
+                } else {
+                    self.words.resize(self.words.len() + words, 0);
+                    for &id in ids {
+                        self.words[start as usize + id as usize / 32] |= 1 << (id % 32);
+                    }
+                }
+                is_sorted
+            }
+        };
+        (start, self.words.len() as u32 - start, is_sorted)
+    }
+}

@@ -1,0 +1,156 @@
+//! XGBoost and LightGBM files, scored by the compiled forest: a file's bytes in; out, what the library's own `predict`
+//! gives for the same rows with all trees, on the float type that the library takes them in.
+
+use std::sync::Arc;
+
+use super::{Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use crate::forest::read::{self, FeatureNames, Format, ModelFile};
+use crate::forest::{self, Body, Compiled, Float, ForestParts, Mismatch, Results, Scratch};
+
+/// A forest, compiled. All scorers share it.
+pub(super) struct CompiledModel {
+    forest: Arc<Compiled>,
+    schema: ModelSchema,
+}
+
+/// The format in which the forest engine reads models of this type; `None` where they are no forests.
+pub(super) fn format(model_type: ModelType) -> Option<Format> {
+    match model_type {
+        ModelType::LightGbm => Some(Format::LightGbm),
+        ModelType::XgBoost => Some(Format::XGBoost),
+        ModelType::Onnx => None,
+    }
+}
+
+impl CompiledModel {
+    /// Reads, checks and compiles the file.
+    pub(super) fn parse(file: &ModelBytes, model_type: ModelType, format: Format) -> Result<Self, ModelError> {
+        let read = read::read(format, &file.bytes).map_err(|error| {
+            let remedy = "where its own library scores it, `compile_model = false` (--backend reference) lets it";
+            ModelError::refused(file.name(), format!("the compiled forest cannot read it: {error}; {remedy}"))
+        })?;
+        let row_type = match read.forest.parts().row_type {
+            Float::F32 => RowType::F32,
+            Float::F64 => RowType::F64,
+        };
+        let compiled = read.forest.compile(read.forest.parts().row_type);
+        let schema = ModelSchema {
+            model_type,
+            feature_names: feature_names(&read.feature_names, compiled.features()),
+            row_type,
+            outputs: compiled.predictions(),
+            details: details(&read, &compiled),
+        };
+        Ok(Self { forest: Arc::new(compiled), schema })
+    }
+}
+
+/// The file's own, or XGBoost's for a file without.
+fn feature_names(names: &FeatureNames, features: usize) -> Vec<String> {
+    if names.is_empty() {
+        (0..features).map(|place| format!("f{place}")).collect()
+    } else {
+        names.iter().map(str::to_owned).collect()
+    }
+}
+
+fn details(read: &ModelFile, compiled: &Compiled) -> Vec<(String, String)> {
+    let mut details = vec![("backend", "compiled".to_owned())];
+    details.extend(sizes(read.forest.parts()));
+    details.extend(read.details.iter().filter(|(name, _)| *name != "trees").cloned());
+    details.extend(read.best_iteration.map(|best| ("best iteration", format!("{best}; all trees are scored"))));
+    details.push(("compiled bytes", compiled.bytes().to_string()));
+    details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// How many trees, and leaves of the largest.
+fn sizes(parts: &ForestParts) -> Vec<(&'static str, String)> {
+    match &parts.body {
+        Body::Linear { .. } => Vec::new(),
+        Body::Trees(trees) => {
+            let leaves = trees.iter().map(|tree| tree.leaves.count(parts.outputs)).max().unwrap_or(0);
+            vec![("trees", trees.len().to_string()), ("leaves", leaves.to_string())]
+        }
+    }
+}
+
+impl Model for CompiledModel {
+    fn schema(&self) -> &ModelSchema {
+        &self.schema
+    }
+
+    fn scorer(&self) -> Result<Box<dyn Scorer>, ModelError> {
+        let forest = Arc::clone(&self.forest);
+        let row_type = self.schema.row_type;
+        Ok(Box::new(CompiledScorer { forest, row_type, scratch: Scratch::default(), singles: Vec::new() }))
+    }
+
+    fn is_compiled(&self) -> bool {
+        true
+    }
+}
+
+struct CompiledScorer {
+    forest: Arc<Compiled>,
+    row_type: RowType,
+    scratch: Scratch,
+    /// Scores of a model that adds in f32, before they are widened.
+    singles: Vec<f32>,
+}
+
+impl Scorer for CompiledScorer {
+    fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
+        let values = match self.row_type {
+            RowType::F32 => forest::Values::F32(rows.as_f32()?),
+            RowType::F64 => forest::Values::F64(rows.as_f64()?),
+        };
+        let misfit = |mismatch: Mismatch| ScoreError(format!("the compiled forest: {mismatch}"));
+        match self.forest.sum_type() {
+            Float::F64 => self.forest.predict(values, &mut self.scratch, Results::F64(scores)).map_err(misfit),
+            Float::F32 => {
+                self.singles.resize(scores.len(), 0.0);
+                let results = Results::F32(&mut self.singles);
+                self.forest.predict(values, &mut self.scratch, results).map_err(misfit)?;
+                scores.iter_mut().zip(&self.singles).for_each(|(score, &single)| *score = f64::from(single));
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Backend, Values, load};
+    use super::*;
+
+    fn file(name: &str, bytes: &[u8]) -> ModelBytes {
+        ModelBytes { path: name.into(), bytes: bytes.to_vec(), sha256: String::new() }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_refused_with_its_place_and_the_remedy() {
+        let text =
+            "tree\nversion=v4\nnum_class=1\nmax_feature_idx=0\nfeature_names=a\nobjective=magic\n\nend of trees\n";
+        let error = load(&file("m.txt", text.as_bytes()), None, Backend::Compiled).err().unwrap().to_string();
+        assert!(error.starts_with("model m.txt: the compiled forest cannot read it: line "), "{error}");
+        assert!(error.contains("magic") && error.contains("`compile_model = false`"), "{error}");
+    }
+
+    #[test]
+    fn the_shipped_model_is_described_and_scored() {
+        let bytes = std::fs::read("tests/data/higgs/higgs.model.txt").unwrap();
+        let model = load(&file("higgs.model.txt", &bytes), None, Backend::Compiled).unwrap();
+        let schema = model.schema();
+        assert!(model.is_compiled());
+        assert_eq!((schema.width(), schema.outputs, schema.row_type), (28, 1, RowType::F64));
+        let detail = |wanted| schema.details.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        assert_eq!((detail("backend"), detail("trees"), detail("leaves")), (Some("compiled"), Some("100"), Some("31")));
+        let mut scorer = model.scorer().unwrap();
+        let mut scores = [f64::NAN; 3];
+        let (rows, singles) = (vec![0.5; 3 * 28], vec![0.5_f32; 28]);
+        scorer.score(Rows { values: Values::F64(&rows), width: 28 }, &mut scores).unwrap();
+        assert!(scores.iter().all(|score| (0.0..1.0).contains(score) && score.to_bits() == scores[0].to_bits()));
+        let error = scorer.score(Rows { values: Values::F32(&singles), width: 28 }, &mut scores[..1]).unwrap_err();
+        assert!(error.0.contains("wants f64 rows"), "{error}");
+    }
+}
