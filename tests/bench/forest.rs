@@ -1,4 +1,4 @@
-//! What the forest alone costs: LightGBM's own call, as the worker makes it, on batches of the stream's rows.
+//! What the forest alone costs: the model as the worker scores it, on batches of the stream's rows.
 
 use std::path::Path;
 use std::thread::Builder;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use forebay::clock;
-use lightgbm3::Booster;
+use forebay::model::{self, Backend, ModelBytes, Rows, Values};
 
 use crate::stream::Stream;
 use crate::subject::task_cpu_us;
@@ -25,13 +25,15 @@ pub(crate) fn us_per_row(stream: &Stream, batch: usize, threads: usize) -> anyho
 }
 
 fn one_thread(stream: &Stream, batch: usize) -> anyhow::Result<f64> {
-    let booster = Booster::from_file(&stream.model.to_string_lossy())?;
-    let width = i32::try_from(stream.width)?;
+    let model = model::load(&ModelBytes::read(&stream.model, None)?, None, Backend::Compiled)?;
+    let mut scorer = model.scorer()?;
+    let mut scores = vec![0.0; batch];
     let cpu_us = || task_cpu_us(Path::new("/proc/thread-self")).context("/proc/thread-self/schedstat");
     let (start, from) = (clock::now(), cpu_us()?);
     let mut rows = 0;
     for values in stream.values.chunks_exact(batch * stream.width).cycle() {
-        std::hint::black_box(booster.predict_with_params(values, width, true, "num_threads=1 verbosity=-1")?);
+        scorer.score(Rows { values: Values::F64(values), width: stream.width }, &mut scores)?;
+        std::hint::black_box(&scores);
         rows += batch;
         if clock::now() - start > LONG_ENOUGH {
             break;
