@@ -60,6 +60,12 @@ bench: setup build ## Measure the worker beside its floor and its peers, on its 
 	@tests/setup/bench
 	$(CARGO) bench --locked --bench worker
 
+# Counts, not times: it may run beside other work.
+.PHONY: bench-check
+bench-check: build ## Count instructions and allocations of the pure stages; ACCEPT=1 rewrites their table
+	@tests/setup/bench-check
+	$(CARGO) bench --locked --bench instructions -- $(if $(ACCEPT),--accept)
+
 check: build ## Format, lints, docs, licences, schema drift, features, no fail points in the binary
 	@tests/setup/check-failpoints $(FOREBAY)
 	@rm -rf target/schemas

@@ -68,7 +68,7 @@ impl Bench<'_> {
     /// A run that is not reported. A broker that is still compiling itself takes half of this machine: what is measured
     /// first would be charged for it, small transactions most of all.
     pub(crate) fn warm_up(&self) -> anyhow::Result<()> {
-        self.measure_as("warm-up", Subject::Forebay, 2.5 * LATENCY_S).map(drop)
+        self.measure_as("warm-up", Subject::Forebay, 6.0 * LATENCY_S).map(drop)
     }
 
     pub(crate) fn measure(&self, subject: Subject) -> anyhow::Result<Measured> {
