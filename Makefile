@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test fuzz bench check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test fuzz bench bench-forest bench-check check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,8 +60,11 @@ bench: setup build ## Measure the worker beside its floor and its peers, on its 
 	@tests/setup/bench
 	$(CARGO) bench --locked --bench worker
 
+bench-forest: build ## Measure the compiled forest beside every library that scores forests
+	@tests/setup/bench-forest
+	.venv/forest-peers/bin/python tests/peers/forest.py target/bench/forest $(FOREBAY) target/bench/forest.json
+
 # Counts, not times: it may run beside other work.
-.PHONY: bench-check
 bench-check: build ## Count instructions and allocations of the pure stages; ACCEPT=1 rewrites their table
 	@tests/setup/bench-check
 	$(CARGO) bench --locked --bench instructions -- $(if $(ACCEPT),--accept)
