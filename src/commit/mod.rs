@@ -5,6 +5,8 @@
 //! replies and the offset behind them together. This module does no I/O and knows no broker: the sink asks it what to
 //! write, writes, and tells it what the broker accepted.
 
+mod offset_map;
 mod tracker;
 
+pub use offset_map::{LIMIT, MapSize, OffsetMap, Reading};
 pub use tracker::{Finish, OffsetWentBack, Tracker};
