@@ -19,18 +19,18 @@ use crate::metrics::PerformanceSnapshot;
 /// Whether the worker can do its work, and if not, why.
 #[derive(Debug, Default)]
 pub struct Health {
-    reasons: Mutex<BTreeMap<&'static str, String>>,
+    reasons: Mutex<BTreeMap<String, String>>,
     dead: AtomicBool,
 }
 
 impl Health {
     /// A part that is not ready yet, or no more, and why. A change is worth a look at `/readyz`, not a line in the log.
-    pub fn not_ready(&self, part: &'static str, reason: &str) {
-        self.reasons.lock().insert(part, reason.to_owned());
+    pub fn not_ready(&self, part: &str, reason: &str) {
+        self.reasons.lock().insert(part.to_owned(), reason.to_owned());
     }
 
     /// A part that does its work.
-    pub fn ready(&self, part: &'static str) {
+    pub fn ready(&self, part: &str) {
         self.reasons.lock().remove(part);
     }
 

@@ -12,8 +12,12 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
 use crate::clock;
-use crate::config::{Config, Kafka, StartPosition};
+use crate::config::{Config, Delivery, Kafka, Rebalance};
 use crate::metrics::Metrics;
+
+pub(crate) mod positions;
+
+use self::positions::Committed;
 
 /// After this the broker aborts an open transaction by itself. Everything below waits less.
 pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +30,7 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub(crate) struct ClientSettings {
     kafka: Kafka,
+    shard: u32,
     member: String,
     transactional_id: String,
 }
@@ -35,15 +40,19 @@ impl ClientSettings {
         let (instance, group) = (&config.instance, &config.kafka.group);
         let member = format!("{instance}-{shard}");
         let transactional_id = format!("{group}-{instance}-{shard}");
-        Self { kafka: config.kafka.clone(), member, transactional_id }
+        Self { kafka: config.kafka.clone(), shard, member, transactional_id }
     }
 
     pub(crate) fn transactional_id(&self) -> &str {
         &self.transactional_id
     }
 
-    pub(crate) fn start(&self) -> StartPosition {
-        self.kafka.start
+    pub(crate) fn limits(&self) -> &Kafka {
+        &self.kafka
+    }
+
+    pub(crate) fn shard(&self) -> u32 {
+        self.shard
     }
 
     /// What both clients share; the user's own keys first, so that ours stand.
@@ -66,12 +75,21 @@ impl ClientSettings {
         client
             .set("group.id", &self.kafka.group)
             .set("group.instance.id", &self.member)
-            .set("partition.assignment.strategy", "cooperative-sticky")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("isolation.level", "read_committed")
             .set("auto.offset.reset", "error");
-        default_to(&mut client, "session.timeout.ms", millis(SESSION_TIMEOUT));
+        // The end of a topic past its last record is only in the statistics.
+        client.set("statistics.interval.ms", "1000");
+        match self.kafka.rebalance {
+            Rebalance::Cooperative => client.set("partition.assignment.strategy", "cooperative-sticky"),
+            Rebalance::Eager => client.set("partition.assignment.strategy", "range"),
+            // The session is the broker's to bound, and so are the assignments.
+            Rebalance::Consumer => client.set("group.protocol", "consumer"),
+        };
+        if self.kafka.rebalance != Rebalance::Consumer {
+            default_to(&mut client, "session.timeout.ms", millis(SESSION_TIMEOUT));
+        }
         // The default of a second stalls a consumer whose queue was full for a moment.
         default_to(&mut client, "fetch.queue.backoff.ms", "2");
         default_to(&mut client, "queued.max.messages.kbytes", "32768");
@@ -80,9 +98,12 @@ impl ClientSettings {
 
     pub(crate) fn producer(&self) -> ClientConfig {
         let mut client = self.base();
+        if self.kafka.delivery == Delivery::ExactlyOnce {
+            client
+                .set("transactional.id", &self.transactional_id)
+                .set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT));
+        }
         client
-            .set("transactional.id", &self.transactional_id)
-            .set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT))
             .set("message.timeout.ms", millis(REQUEST_TIMEOUT))
             .set("enable.idempotence", "true")
             .set("acks", "all");
@@ -101,15 +122,13 @@ pub(crate) trait GroupMember: Send + Sync {
     fn metadata(&self) -> Option<ConsumerGroupMetadata>;
 
     /// The group's committed positions, no transaction being open over them.
-    fn committed(&self, partitions: TopicPartitionList, bound: Duration) -> KafkaResult<TopicPartitionList>;
-}
+    fn committed(&self, partitions: TopicPartitionList, bound: Duration) -> KafkaResult<Vec<Committed>>;
 
-/// A broker may answer as a whole and refuse some partitions: that is no answer.
-pub(crate) fn settled(list: TopicPartitionList) -> KafkaResult<TopicPartitionList> {
-    for element in list.elements() {
-        element.error()?;
-    }
-    Ok(list)
+    /// Commits positions by themselves, and waits for it.
+    fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()>;
+
+    /// The same without waiting; the listener of the group is told the outcome.
+    fn start_commit(&self, positions: &TopicPartitionList) -> KafkaResult<()>;
 }
 
 /// Whether librdkafka takes the settings, those of `[kafka.client]` among them.

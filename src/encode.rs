@@ -71,7 +71,7 @@ impl Encoder {
                 Err(reject) => {
                     push_error(&mut self.buffer, &reject);
                     self.metadata.push(&mut self.buffer, queued, None);
-                    Some(reject.code)
+                    Some(Box::new(reject.into_owned()))
                 }
             };
             let payload = self.finish();
@@ -85,7 +85,7 @@ impl Encoder {
         push_id(&mut self.buffer, &ticket);
         push_error(&mut self.buffer, reject);
         let payload = self.finish();
-        Reply { ticket, payload, error: Some(reject.code) }
+        Reply { ticket, payload, error: Some(Box::new(reject.clone())) }
     }
 
     fn reserve(&mut self, bytes: usize) {

@@ -23,6 +23,12 @@ pub struct Metrics {
     pub records_skipped: IntCounter,
     /// Records that retention removed before they were read.
     pub records_lost: IntCounter,
+    /// Records read again after a restart whose replies were committed before.
+    pub records_done_before: IntCounter,
+    /// Dead letters that the broker refused for their size.
+    pub dead_letters_dropped: IntCounter,
+    /// Dead letters written.
+    pub dead_letters: IntCounter,
     /// Requests that a score thread ended with scores.
     pub requests_scored: IntCounter,
     /// Requests that ended in an error, by code.
@@ -82,6 +88,13 @@ impl Metrics {
                 .counter("forebay_records_skipped_total", "Tombstones of compacted topics, which get no reply"),
             records_lost: make
                 .counter("forebay_records_lost_total", "Records that retention removed before they were read"),
+            records_done_before: make.counter(
+                "forebay_records_done_before_total",
+                "Records read again whose replies were committed before a restart, and so passed over",
+            ),
+            dead_letters_dropped: make
+                .counter("forebay_dead_letters_dropped_total", "Dead letters that the broker refused for their size"),
+            dead_letters: make.counter("forebay_dead_letters_total", "Failed records written to a dead letter topic"),
             requests_scored: make.counter("forebay_requests_scored_total", "Requests that ended with scores"),
             requests_failed: make.counters(
                 "forebay_requests_failed_total",

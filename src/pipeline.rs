@@ -17,6 +17,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rdkafka::error::KafkaResult;
 
 use crate::admin::{self, Health};
 use crate::batch::BatchPolicy;
@@ -52,6 +53,20 @@ pub enum Ended {
         /// Records received and not committed.
         unanswered: usize,
     },
+}
+
+impl Ended {
+    /// How two shards ended together; `None` for one that failed.
+    fn both(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        let unanswered = |ended| match ended {
+            Self::Drained => 0,
+            Self::CutShort { unanswered } => unanswered,
+        };
+        match unanswered(one?) + unanswered(other?) {
+            0 => Some(Self::Drained),
+            unanswered => Some(Self::CutShort { unanswered }),
+        }
+    }
 }
 
 /// Why a worker could not start or go on.
@@ -104,7 +119,7 @@ pub struct Worker {
     health: Arc<Health>,
     stop: Arc<Stop>,
     admin: SocketAddr,
-    shard: JoinHandle<Option<Ended>>,
+    shards: Vec<JoinHandle<Option<Ended>>>,
     failure: Arc<Failure>,
 }
 
@@ -117,8 +132,6 @@ impl Worker {
         check_settings(config).map_err(WorkerError::Client)?;
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::default());
-        health.not_ready("producer", "starting");
-        health.not_ready("group", "no partitions were assigned yet");
         let engine = Arc::new(InferenceEngine::with_metrics(engine_config(config), Arc::clone(&metrics))?);
         let mut models = Vec::new();
         for model in &config.models {
@@ -133,10 +146,16 @@ impl Worker {
         let admin = admin::serve(config.admin.listen, Arc::clone(&health), Arc::clone(&engine));
         let admin = admin.map_err(|error| WorkerError::Admin(config.admin.listen, error))?;
         tracing::info!(instance = config.instance, group = config.kafka.group, %admin, "started");
-        let shard = Shard::new(config, &models, &engine, &health, &stop);
-        let failure = Arc::clone(&shard.failure);
-        let shard = Builder::new().name("forebay-source-0".to_owned()).spawn(move || shard.run())?;
-        Ok(Self { engine, health, stop, admin, shard, failure })
+        let failure = Arc::new(Failure::default());
+        let mut shards = Vec::new();
+        for number in 0..config.kafka.shards.get() {
+            let shard = Shard::new(config, number, &models, &engine, &health, &stop, &failure);
+            health.not_ready(&shard.part("producer"), "starting");
+            health.not_ready(&shard.part("group"), "no partitions were assigned yet");
+            let thread = Builder::new().name(format!("forebay-source-{number}"));
+            shards.push(thread.spawn(move || shard.run())?);
+        }
+        Ok(Self { engine, health, stop, admin, shards, failure })
     }
 
     /// The engine that scores.
@@ -164,11 +183,8 @@ impl Worker {
     pub fn wait(self) -> Result<Ended, WorkerError> {
         let mut overdue_since = None;
         let ended = loop {
-            if self.shard.is_finished() {
-                break self.shard.join().unwrap_or_else(|_| {
-                    self.failure.set(WorkerError::Failed("the source thread panicked".to_owned()));
-                    None
-                });
+            if self.shards.iter().all(JoinHandle::is_finished) {
+                break self.shards.into_iter().map(|shard| self.failure.join(shard)).reduce(Ended::both).flatten();
             }
             if self.stop.overdue() {
                 let since = *overdue_since.get_or_insert_with(clock::now);
@@ -202,6 +218,13 @@ impl Failure {
 
     fn take(&self) -> Option<WorkerError> {
         self.0.lock().take()
+    }
+
+    fn join(&self, shard: JoinHandle<Option<Ended>>) -> Option<Ended> {
+        shard.join().unwrap_or_else(|_| {
+            self.set(WorkerError::Failed("the source thread panicked".to_owned()));
+            None
+        })
     }
 }
 
@@ -238,6 +261,7 @@ fn spec(model: &Model) -> ModelSpec {
 
 /// One consumer-to-producer line.
 struct Shard {
+    number: u32,
     settings: ClientSettings,
     config: Config,
     decoders: Vec<(Vec<String>, RouteDecoder)>,
@@ -251,33 +275,42 @@ struct Shard {
 impl Shard {
     fn new(
         config: &Config,
+        number: u32,
         models: &[ModelId],
         engine: &Arc<InferenceEngine>,
         health: &Arc<Health>,
         stop: &Arc<Stop>,
+        failure: &Arc<Failure>,
     ) -> Self {
-        let decoders = config.routes.iter().zip(0..).map(|(route, number)| {
+        let decoders = config.routes.iter().zip(0..).map(|(route, index)| {
             let decoder = RouteDecoder {
-                route: number,
+                route: index,
                 model: Some(models[route.model_index]),
                 reply_topics_allowed: route.reply_topics_allowed.clone(),
                 reply_topic: route.reply_topic.clone(),
                 deadline_from: route.deadline_from,
                 record_bytes_max: route.record_bytes_max.get(),
                 compacted: route.compacted,
+                keep_original: route.dead_letter.is_some(),
             };
             (route.input.clone(), decoder)
         });
         Self {
-            settings: ClientSettings::new(config, 0),
+            number,
+            settings: ClientSettings::new(config, number),
             config: config.clone(),
             decoders: decoders.collect(),
             engine: Arc::clone(engine),
             health: Arc::clone(health),
             watch: Arc::new(BrokerWatch::new(&config.kafka.brokers, Arc::clone(engine.metrics()))),
             stop: Arc::clone(stop),
-            failure: Arc::default(),
+            failure: Arc::clone(failure),
         }
+    }
+
+    /// A part's name at `/readyz`.
+    fn part(&self, name: &str) -> String {
+        if self.config.kafka.shards.get() == 1 { name.to_owned() } else { format!("{name}-{}", self.number) }
     }
 
     /// The source thread. `None` when the worker failed; why is in [`Failure`].
@@ -289,26 +322,28 @@ impl Shard {
 
     /// Starts the transaction thread, feeds it, and ends after it.
     fn serve(&self) -> Result<Option<Ended>, WorkerError> {
-        let in_flight_max = self.config.engine.in_flight_max.get() as usize;
+        let shards = self.config.kafka.shards.get() as usize;
+        let in_flight_max = (self.config.engine.in_flight_max.get() as usize).div_ceil(shards);
         let (inbox, events) = Inbox::new(in_flight_max + CHUNK_RECORDS_MAX);
         let submitter = self.engine.register(Arc::new(ShardReturns(Arc::clone(&inbox))));
         let listener = Arc::new(ShardGroup {
             inbox: Arc::clone(&inbox),
             health: Arc::clone(&self.health),
+            part: self.part("group"),
             revoke_bound: self.config.kafka.drain_timeout,
         });
         let topics: Vec<&str> = self.decoders.iter().flat_map(|(topics, _)| topics).map(String::as_str).collect();
         let (watch, metrics) = (Arc::clone(&self.watch), Arc::clone(self.engine.metrics()));
         let mut source = KafkaSource::join(&self.settings, &topics, listener, watch, metrics, Arc::clone(&self.stop))?;
         let sink = self.sink(&inbox, source.consumer());
-        let sink = Builder::new().name("forebay-txn-0".to_owned()).spawn(move || sink.run(events))?;
+        let sink = Builder::new().name(format!("forebay-txn-{}", self.number)).spawn(move || sink.run(events))?;
 
         let intake = Intake { shard: self, inbox: &inbox, submitter, in_flight_max };
         if let Err(error) = intake.run(&mut source, || sink.is_finished()) {
             // Nothing more can come: what is finished is committed if the group still lets it, and that is all.
             self.fail(error);
         }
-        self.health.not_ready("group", "draining");
+        self.health.not_ready(&self.part("group"), "draining");
         inbox.send(Event::Drain);
         while !sink.is_finished() {
             // The transaction thread needs the group's word for its last commit: the consumer must be polled.
@@ -343,12 +378,18 @@ impl Shard {
             settings: self.settings.clone(),
             limits: self.config.kafka.clone(),
             routes: routes
-                .map(|route| ReplyRoute { topic: route.reply_topic.clone(), metadata: route.reply_metadata })
+                .map(|route| ReplyRoute {
+                    topic: route.reply_topic.clone(),
+                    metadata: route.reply_metadata,
+                    inputs: route.input.clone(),
+                    dead_letter: route.dead_letter.clone(),
+                })
                 .collect(),
             inbox: Arc::clone(inbox),
             group,
             watch: Arc::clone(&self.watch),
             health: Arc::clone(&self.health),
+            part: self.part("producer"),
             metrics: Arc::clone(self.engine.metrics()),
             stop: Arc::clone(&self.stop),
         }
@@ -406,7 +447,7 @@ impl Intake<'_> {
     }
 
     /// One poll, decoded. Past the stop nothing is taken on: it was not committed, so it is read again by who comes next.
-    fn receive(&self, source: &KafkaSource, wait: Duration, stopping: bool) -> Result<Option<Arc<Chunk>>, SourceError> {
+    fn receive(&self, source: &mut KafkaSource, wait: Duration, stopping: bool) -> Result<Option<Arc<Chunk>>, SourceError> {
         let mut chunk = Chunk::default();
         let mut arrival = None;
         let count = source.recv(CHUNK_RECORDS_MAX, wait, |message| {
@@ -446,20 +487,49 @@ impl Submitter for ShardReturns {
 struct ShardGroup {
     inbox: Arc<Inbox>,
     health: Arc<Health>,
+    /// The group's name at `/readyz`.
+    part: String,
     revoke_bound: Duration,
 }
 
+impl ShardGroup {
+    fn stopped_part(&self, id: PartitionId) -> String {
+        format!("{}: partition {}", self.part, id.0)
+    }
+
+    fn forget_stopped(&self, partitions: &[PartitionId]) {
+        partitions.iter().for_each(|&id| self.health.ready(&self.stopped_part(id)));
+    }
+}
+
 impl GroupListener for ShardGroup {
+    fn joined(&self) {
+        self.health.ready(&self.part);
+    }
+
     fn assigned(&self, partitions: Vec<AssignedPartition>) {
         self.inbox.send(Event::Assigned(partitions));
-        self.health.ready("group");
+    }
+
+    fn stopped(&self, id: PartitionId, reason: &str) {
+        self.health.not_ready(&self.stopped_part(id), reason);
+    }
+
+    fn idle(&self, id: PartitionId, position: i64) {
+        self.inbox.send(Event::Idle { id, position });
+    }
+
+    fn committed(&self, done: KafkaResult<()>) {
+        self.inbox.send(Event::Committed(done));
     }
 
     fn revoked(&self, partitions: &[PartitionId]) {
+        self.forget_stopped(partitions);
         self.inbox.revoke(partitions, self.revoke_bound);
     }
 
     fn lost(&self, partitions: &[PartitionId]) {
+        self.forget_stopped(partitions);
         self.inbox.lose(partitions);
     }
 }

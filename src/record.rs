@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::commit::OffsetMap;
 use crate::model::LoadedModel;
 
 /// How urgent a request is: 1 is the highest level, larger numbers wait longer.
@@ -58,8 +59,8 @@ pub struct AssignedPartition {
     pub topic: String,
     /// Its number in the topic.
     pub number: i32,
-    /// The committed position: the next offset to read.
-    pub base: i64,
+    /// The committed position, and what is done above it.
+    pub committed: OffsetMap,
 }
 
 /// A record as received, borrowed from the source's own memory.
@@ -73,6 +74,8 @@ pub struct Message<'a> {
     pub position: Position,
     /// The record's own timestamp, in milliseconds since the epoch; `None` when it has none.
     pub timestamp_ms: Option<i64>,
+    /// Whether the broker set the timestamp when it appended the record.
+    pub is_append_time: bool,
     /// The record's key.
     pub key: Option<&'a [u8]>,
     /// The record's value; `None` is a tombstone.
@@ -90,6 +93,15 @@ pub struct ModelId(pub u32);
 pub struct Span {
     start: u32,
     len: u32,
+}
+
+impl Span {
+    /// Bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an empty span is as good as any")]
+    pub const fn len(self) -> usize {
+        self.len as usize
+    }
 }
 
 /// Why a record gets an error reply instead of scores. The names on the wire are those of [`ErrorCode::as_str`].
@@ -211,6 +223,7 @@ pub struct Request {
     /// What is to be scored, or the rejection that is its reply.
     pub work: Result<Work, Reject>,
     echo: Range<u32>,
+    original: Option<u32>,
 }
 
 /// A header that the reply carries over from the request, byte for byte.
@@ -222,6 +235,23 @@ pub struct EchoHeader {
     pub value: Span,
 }
 
+/// A record as it came. Its key and offset are the request's.
+#[derive(Clone, Debug)]
+pub struct Original {
+    /// The topic's name in the chunk's text.
+    pub topic: Span,
+    /// The partition's number.
+    pub number: i32,
+    /// Milliseconds since the epoch.
+    pub timestamp_ms: Option<i64>,
+    /// Whether the broker set it when it appended the record.
+    pub is_append_time: bool,
+    /// The value; `None` for a tombstone.
+    pub payload: Option<Span>,
+    /// Names and values. A header whose name is not UTF-8 was passed over.
+    pub headers: Vec<(Span, Option<Span>)>,
+}
+
 /// What one poll of a source brought, decoded: requests, and the arenas that hold their numbers and texts.
 ///
 /// Invariant: every span and range of a request lies in this chunk's arenas.
@@ -231,6 +261,7 @@ pub struct Chunk {
     features: Vec<f64>,
     text: Vec<u8>,
     echo: Vec<EchoHeader>,
+    originals: Vec<Original>,
 }
 
 impl Chunk {
@@ -263,6 +294,12 @@ impl Chunk {
     #[must_use]
     pub fn echo(&self, request: &Request) -> &[EchoHeader] {
         &self.echo[request.echo.start as usize..request.echo.end as usize]
+    }
+
+    /// A request's record as it came, where it was kept.
+    #[must_use]
+    pub fn original(&self, request: &Request) -> Option<&Original> {
+        request.original.map(|index| &self.originals[index as usize])
     }
 
     // ---- building: one thread, before the chunk is shared ----
@@ -333,7 +370,27 @@ impl Chunk {
         let start = self.requests.last().map_or(0, |last| last.echo.end);
         let end = u32::try_from(self.echo.len()).expect("a chunk holds far fewer headers than 2^32");
         let NewRequest { position, route, arrived, id_json, key, address, work } = request;
-        self.requests.push(Request { position, route, arrived, id_json, key, address, work, echo: start..end });
+        self.requests.push(Request { position, route, arrived, id_json, key, address, work, echo: start..end, original: None });
+    }
+
+    /// Keeps the record of the request that was pushed last as it came, for a dead letter.
+    ///
+    /// # Panics
+    /// When no request was pushed.
+    pub fn keep_original(&mut self, message: &Message<'_>) {
+        let topic = self.push_text(message.topic.as_bytes());
+        let payload = message.payload.map(|payload| self.push_text(payload));
+        let headers = message.headers.iter();
+        let headers = headers
+            .map(|(name, value)| {
+                let name = self.push_text(name.as_bytes());
+                (name, value.map(|value| self.push_text(value)))
+            })
+            .collect();
+        let Message { partition_number: number, timestamp_ms, is_append_time, .. } = *message;
+        self.originals.push(Original { topic, number, timestamp_ms, is_append_time, payload, headers });
+        let index = u32::try_from(self.originals.len() - 1).expect("a chunk holds far fewer records than 2^32");
+        self.requests.last_mut().expect("a request was pushed").original = Some(index);
     }
 }
 
@@ -413,6 +470,6 @@ pub struct Reply {
     pub ticket: Ticket,
     /// The reply's value.
     pub payload: Bytes,
-    /// What kind of error it is, when it is one.
-    pub error: Option<ErrorCode>,
+    /// Why it is an error reply, when it is one.
+    pub error: Option<Box<Reject>>,
 }

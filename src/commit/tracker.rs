@@ -1,36 +1,51 @@
-//! Delivered offsets and their replies in; the run of finished ones, lowest first, and the offset to commit out.
+//! Delivered offsets and their replies in; which of them go into the next commit, and what that commit says, out.
 //!
 //! ```text
-//!          base                     first unfinished
-//!           │                        │
-//!    ───────┼───┬───┬───┬───┬───┬───┼───┬───┬───┬──────►  offset
-//!  committed│ F │ F │gap│ F │ F │gap│ U │ F │ U │
-//!           └────── run (4) ────────┘     waits for its turn
+//!          base                                    end
+//!           │                                       │
+//!    ───────┼───┬───┬───┬───┬───┬───┬───┬───┬───┬───┼───┬───┬───►  offset
+//!           │ U │ C │gap│ U │ C │ C │gap│ U │ C │ C │ U │ F │ U
+//!           └── committed, but for the open ones (U) ──┘  └── taken next
 //! ```
 //!
 //! Invariants:
-//! 1. Every tracked offset is at or above `base`; offsets rise. A gap (control records, compaction, aborted
+//! 1. A tracked offset is delivered and not committed. Offsets rise. A gap (control records, compaction, aborted
 //!    transactions) is not tracked and holds nothing back.
 //! 2. The first end of an offset counts. A later one is told so and its reply dropped.
-//! 3. The run is the longest beginning of the tracked offsets of which all are finished. Only it can be committed.
-//! 4. `base` never goes back.
+//! 3. What a commit says is exact: everything below its end is done but the offsets that it names as open. So no position
+//!    passes an unanswered record unsaid.
+//! 4. `base` and `end` never go back, and the open ones below `end` only become fewer.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
-/// One partition's delivered offsets above the committed one, and their replies.
+use super::offset_map::{MapSize, OffsetMap};
+use crate::config::Ordering;
+
+/// One partition's delivered offsets that are not committed, and their replies.
 ///
-/// `deliver`, `finish` and `commit` cost amortised O(1) for an offset where the offsets have no gaps; with gaps
-/// `finish` searches in O(log n). One tracker serves one assignment: after a seek or a new assignment, make a new one.
+/// `deliver`, `finish` and a commit of what finished in order cost amortised O(1) for an offset. What finished out of
+/// order costs a walk over the open offsets below it, which ends where their list no longer fits into a commit.
+/// One tracker serves one assignment: after a seek or a new assignment, make a new one.
 #[derive(Clone, Debug)]
 pub struct Tracker<R> {
-    /// The committed offset: the next to be read after a restart.
+    ordering: Ordering,
+    /// The committed offset: where reading starts after a restart.
     base: i64,
-    /// Delivered and not committed, offsets rising.
+    /// All of `base..end` is committed but what is open.
+    end: i64,
+    /// Characters of the committed list of open offsets.
+    chars: usize,
+    /// Delivered and not committed, offsets rising; with holes where one above an open offset was committed.
     slots: VecDeque<Slot<R>>,
-    /// How many of the first slots are finished without a break.
-    run_len: usize,
-    unfinished: usize,
+    holes: usize,
+    /// Open offsets below `end` that an earlier assignment left and that were not delivered here yet, rising.
+    expected: VecDeque<i64>,
     highest_delivered: Option<i64>,
+    unfinished: usize,
+    finished: usize,
+    answered: usize,
+    /// The keys of the open records that a walk has passed; kept for its memory.
+    passed: HashSet<u64>,
 }
 
 /// What became of an end that was reported to [`Tracker::finish`].
@@ -45,19 +60,65 @@ pub enum Finish {
     Unknown,
 }
 
-/// The broker's committed offset lies below one that was committed before: somebody reset the group.
+/// The broker's committed position lies behind one that was committed before: somebody reset the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("committed offset went back from {base} to {committed}: was the consumer group reset while a worker ran?")]
-pub struct OffsetWentBack {
+#[error("committed position went back from {known} to {committed}: was the consumer group reset while a worker ran?")]
+pub struct WentBack {
     /// What this tracker knows to be committed.
-    pub base: i64,
+    pub known: i64,
     /// What the broker says.
     pub committed: i64,
+}
+
+/// How much one commit may still take.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    records: usize,
+    bytes: usize,
+    is_whole: bool,
+}
+
+impl Budget {
+    /// So many records, and so many bytes of replies. The first reply goes out whatever its size, else it would wait for
+    /// ever.
+    #[must_use]
+    pub fn new(records: usize, bytes: usize) -> Self {
+        Self { records, bytes, is_whole: true }
+    }
+
+    /// Whether no further record can be taken.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.records == 0
+    }
+
+    fn allows(&self, bytes: usize) -> bool {
+        self.records > 0 && (bytes <= self.bytes || self.is_whole)
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.records = self.records.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.is_whole = false;
+    }
+}
+
+/// What a commit says of one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The position, and what is done above it.
+    pub map: OffsetMap,
+    /// Replies that it covers for the first time.
+    pub records: usize,
+    /// Characters of the encoded map.
+    pub chars: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Slot<R> {
     offset: i64,
+    /// The hash of its key; 0 for none.
+    key: u64,
     state: State<R>,
 }
 
@@ -65,33 +126,61 @@ struct Slot<R> {
 enum State<R> {
     Unfinished,
     Finished(R),
+    /// On its way, in a transaction or by itself.
+    Sent(R),
+    /// Its reply is out; its position is not committed.
+    Answered,
+    /// Committed, with an open offset below.
+    Hole,
 }
 
 impl<R> Tracker<R> {
-    /// Nothing delivered yet; `base` is the committed offset, the next to be read.
-    ///
-    /// # Panics
-    /// When `base` is negative: such a number names a place (beginning, end, none stored), not an offset.
+    /// Nothing delivered yet. `committed` is the position and the open offsets above it.
     #[must_use]
-    pub fn new(base: i64) -> Self {
-        assert!(base >= 0, "{base} is not an offset");
-        Self { base, slots: VecDeque::new(), run_len: 0, unfinished: 0, highest_delivered: None }
+    pub fn new(committed: &OffsetMap, ordering: Ordering) -> Self {
+        Self {
+            ordering,
+            base: committed.base(),
+            end: committed.end(),
+            chars: chars_of(committed),
+            slots: VecDeque::new(),
+            holes: 0,
+            expected: committed.open().iter().copied().collect(),
+            highest_delivered: None,
+            unfinished: 0,
+            finished: 0,
+            answered: 0,
+            passed: HashSet::new(),
+        }
     }
 
-    /// Tracks an offset that was handed on. Offsets rise strictly; gaps are allowed.
+    /// Tracks an offset that was handed on, with the hash of its key if it has one. Offsets rise strictly; gaps are
+    /// allowed.
     ///
     /// # Panics
-    /// When `offset` is not above all delivered before, or below the base: a record would be scored twice.
-    pub fn deliver(&mut self, offset: i64) {
+    /// When `offset` is not above all delivered before, or is committed: a record would be scored twice.
+    pub fn deliver(&mut self, offset: i64, key: Option<u64>) {
         assert!(
-            offset >= self.base && self.highest_delivered.is_none_or(|highest| offset > highest),
-            "offset {offset} delivered again: base {}, highest delivered {:?}",
-            self.base,
+            !self.is_committed(offset) && self.highest_delivered.is_none_or(|highest| offset > highest),
+            "offset {offset} delivered again: done up to {}, highest delivered {:?}",
+            self.end,
             self.highest_delivered
         );
+        // What lies below and was expected never came: it is gone from the topic.
+        while self.expected.front().is_some_and(|&open| open <= offset) {
+            self.expected.pop_front();
+        }
         self.highest_delivered = Some(offset);
-        self.slots.push_back(Slot { offset, state: State::Unfinished });
+        // That another key may share the number of one costs at most a wait.
+        let key = key.map_or(0, |hash| hash.max(1));
+        self.slots.push_back(Slot { offset, key, state: State::Unfinished });
         self.unfinished += 1;
+    }
+
+    /// Whether an offset is committed, as far as is known before it is delivered.
+    #[must_use]
+    pub fn is_committed(&self, offset: i64) -> bool {
+        offset < self.base || (offset < self.end && self.expected.binary_search(&offset).is_err())
     }
 
     /// Keeps the reply of a delivered offset, if this is its first end.
@@ -100,86 +189,247 @@ impl<R> Tracker<R> {
             return Finish::Unknown;
         };
         let state = &mut self.slots[index].state;
-        if matches!(state, State::Finished(_)) {
-            return Finish::Duplicate;
+        match state {
+            State::Unfinished => *state = State::Finished(reply),
+            State::Finished(_) | State::Sent(_) | State::Answered => return Finish::Duplicate,
+            State::Hole => return Finish::Unknown,
         }
-        *state = State::Finished(reply);
         self.unfinished -= 1;
-        if index == self.run_len {
-            self.extend_run();
-        }
+        self.finished += 1;
         Finish::Accepted
     }
 
-    /// Puts another reply in the place of a finished one that was refused. Returns whether there was one.
+    /// Puts another reply in the place of one that was refused; it is taken anew. Returns whether there was one.
     pub fn replace(&mut self, offset: i64, reply: R) -> bool {
-        let found = self.find(offset).map(|index| &mut self.slots[index].state);
-        match found {
-            Some(state @ State::Finished(_)) => {
-                *state = State::Finished(reply);
-                true
-            }
-            _ => false,
+        let Some(index) = self.find(offset) else { return false };
+        let state = &mut self.slots[index].state;
+        match state {
+            State::Finished(_) => {}
+            State::Sent(_) => self.finished += 1,
+            State::Unfinished | State::Answered | State::Hole => return false,
+        }
+        *state = State::Finished(reply);
+        true
+    }
+
+    /// The reply of an offset, while it is kept.
+    #[must_use]
+    pub fn reply(&self, offset: i64) -> Option<&R> {
+        match &self.slots[self.find(offset)?].state {
+            State::Finished(reply) | State::Sent(reply) => Some(reply),
+            State::Unfinished | State::Answered | State::Hole => None,
         }
     }
 
-    /// The finished offsets that can be committed now, lowest first, with their replies.
-    pub fn run(&self) -> impl Iterator<Item = (i64, &R)> {
-        self.slots.iter().take(self.run_len).filter_map(|slot| match &slot.state {
-            State::Finished(reply) => Some((slot.offset, reply)),
-            State::Unfinished => None,
+    // ---- in a transaction: replies and the commit that covers them go together ----
+
+    /// Takes finished replies for a transaction, lowest offset first: as many as the budget allows, and as far up as the
+    /// list of open offsets below them fits into `chars_max` characters. `None` when none can go now. What is taken is
+    /// [`sent`](Self::sent) until [`commit`](Self::commit) or [`untake`](Self::untake).
+    pub fn take(&mut self, budget: &mut Budget, chars_max: usize, bytes_of: impl Fn(&R) -> usize) -> Option<Commit> {
+        if self.finished == 0 {
+            return None;
+        }
+        // A committed list that is longer than is allowed now can only shrink: then nothing is left behind.
+        let forced = self.chars > chars_max;
+        let mut cover = Cover::new(self.end, chars_max);
+        let (mut taking, mut taken, mut seen) = (true, 0, 0);
+        self.passed.clear();
+        for slot in &mut self.slots {
+            let offset = slot.offset;
+            if seen == self.finished {
+                taking = false;
+            }
+            if !(taking && (forced || cover.fits(offset))) && offset >= cover.end {
+                cover.open(offset);
+                break;
+            }
+            match std::mem::replace(&mut slot.state, State::Hole) {
+                State::Hole => continue,
+                State::Finished(reply) => {
+                    seen += 1;
+                    let blocked = self.ordering == Ordering::Key && self.passed.contains(&slot.key);
+                    let bytes = bytes_of(&reply);
+                    if taking && !blocked && (forced || budget.allows(bytes)) {
+                        budget.spend(bytes);
+                        taken += 1;
+                        slot.state = State::Sent(reply);
+                        cover.done(offset);
+                        continue;
+                    }
+                    taking &= blocked;
+                    slot.state = State::Finished(reply);
+                }
+                open => {
+                    slot.state = open;
+                    taking &= self.ordering != Ordering::Partition;
+                }
+            }
+            if self.ordering == Ordering::Key && slot.key != 0 {
+                self.passed.insert(slot.key);
+            }
+            cover.open(offset);
+        }
+        self.finished -= taken;
+        if taken == 0 {
+            return None;
+        }
+        self.expected.iter().for_each(|&open| cover.open(open));
+        let commit = cover.commit(taken);
+        if commit.chars > chars_max {
+            self.untake();
+            return None;
+        }
+        Some(commit)
+    }
+
+    /// Takes finished replies to be sent by themselves, lowest offset first, and appends their offsets to `taken`. What is
+    /// taken is [`sent`](Self::sent) until [`answered`](Self::answered).
+    pub fn send(&mut self, budget: &mut Budget, bytes_of: impl Fn(&R) -> usize, taken: &mut Vec<i64>) {
+        let before = taken.len();
+        let mut seen = 0;
+        self.passed.clear();
+        for slot in &mut self.slots {
+            if seen == self.finished {
+                break;
+            }
+            match std::mem::replace(&mut slot.state, State::Hole) {
+                State::Finished(reply) => {
+                    seen += 1;
+                    let bytes = bytes_of(&reply);
+                    let blocked = self.ordering == Ordering::Key && self.passed.contains(&slot.key);
+                    if !blocked && budget.allows(bytes) {
+                        budget.spend(bytes);
+                        taken.push(slot.offset);
+                        slot.state = State::Sent(reply);
+                        continue;
+                    }
+                    slot.state = State::Finished(reply);
+                    if !blocked {
+                        break;
+                    }
+                }
+                State::Unfinished => {
+                    slot.state = State::Unfinished;
+                    if self.ordering == Ordering::Partition {
+                        break;
+                    }
+                }
+                other => {
+                    slot.state = other;
+                    continue;
+                }
+            }
+            if self.ordering == Ordering::Key && slot.key != 0 {
+                self.passed.insert(slot.key);
+            }
+        }
+        self.finished -= taken.len() - before;
+    }
+
+    /// What is on its way, lowest offset first.
+    pub fn sent(&self) -> impl Iterator<Item = (i64, &R)> {
+        self.slots.iter().filter_map(|slot| match &slot.state {
+            State::Sent(reply) => Some((slot.offset, reply)),
+            _ => None,
         })
     }
 
-    /// How many [`run`](Self::run) yields. O(1).
+    /// What is on its way is not: it is finished, and taken anew.
+    pub fn untake(&mut self) {
+        for slot in &mut self.slots {
+            if matches!(slot.state, State::Sent(_))
+                && let State::Sent(reply) = std::mem::replace(&mut slot.state, State::Hole)
+            {
+                slot.state = State::Finished(reply);
+                self.finished += 1;
+            }
+        }
+    }
+
+    /// One reply that was on its way is not.
+    pub fn send_again(&mut self, offset: i64) {
+        let Some(index) = self.find(offset) else { return };
+        let state = &mut self.slots[index].state;
+        match std::mem::replace(state, State::Hole) {
+            State::Sent(reply) => {
+                *state = State::Finished(reply);
+                self.finished += 1;
+            }
+            other => *state = other,
+        }
+    }
+
+    /// A reply that was on its way has arrived. Returns whether there was one.
+    pub fn answered(&mut self, offset: i64) -> bool {
+        let Some(index) = self.find(offset) else { return false };
+        let state = &mut self.slots[index].state;
+        let arrived = matches!(state, State::Sent(_));
+        if arrived {
+            *state = State::Answered;
+            self.answered += 1;
+        }
+        arrived
+    }
+
+    /// What can be committed of the replies that have arrived, as far up as the list of open offsets fits into
+    /// `chars_max` characters. `None` when nothing new can.
     #[must_use]
-    pub fn run_len(&self) -> usize {
-        self.run_len
+    pub fn answered_commit(&self, chars_max: usize) -> Option<Commit> {
+        let mut cover = Cover::new(self.end, chars_max);
+        let (mut records, mut seen) = (0, 0);
+        for slot in &self.slots {
+            let offset = slot.offset;
+            if (seen == self.answered || !cover.fits(offset)) && offset >= cover.end {
+                cover.open(offset);
+                break;
+            }
+            match slot.state {
+                State::Hole => {}
+                State::Answered => {
+                    seen += 1;
+                    records += 1;
+                    cover.done(offset);
+                }
+                State::Unfinished | State::Finished(_) | State::Sent(_) => cover.open(offset),
+            }
+        }
+        self.expected.iter().for_each(|&open| cover.open(open));
+        let commit = cover.commit(records);
+        (records > 0 && commit.chars <= chars_max).then_some(commit)
     }
 
-    /// The offset to commit when the first `n` replies of the run are written; for 0, the base.
-    ///
-    /// It stays right while more offsets are delivered and finished, so it can be asked before a transaction and
-    /// [`commit`](Self::commit) called with the same `n` after it.
-    ///
-    /// # Panics
-    /// When the run is shorter than `n`.
+    /// What can be committed when everything below `position` was delivered and the topic has nothing above: the position
+    /// itself, past what is no record. `None` when something is tracked, or it is committed already.
     #[must_use]
-    pub fn position_after(&self, n: usize) -> i64 {
-        assert!(n <= self.run_len, "{n} replies of a run of {}", self.run_len);
-        n.checked_sub(1).map_or(self.base, |last| self.slots[last].offset + 1)
+    pub fn idle_commit(&self, position: i64) -> Option<Commit> {
+        let all_gone = self.expected.back().is_none_or(|&open| open < position);
+        let further = position >= self.end && position > self.base;
+        let idle = self.is_empty() && all_gone && further;
+        idle.then(|| Commit { map: OffsetMap::empty(position), records: 0, chars: 0 })
     }
 
-    /// The first `n` replies of the run and the offset behind them are committed: forgets them.
-    ///
-    /// # Panics
-    /// When the run is shorter than `n`.
-    pub fn commit(&mut self, n: usize) {
-        self.base = self.position_after(n);
-        self.slots.drain(..n);
-        self.run_len -= n;
+    /// The broker has this commit: forgets what it covers, and returns how many offsets that were.
+    pub fn commit(&mut self, commit: &Commit) -> usize {
+        self.cover(&commit.map, commit.chars)
     }
 
-    /// After a commit whose outcome is uncertain the broker's committed offset counts: forgets everything below it,
-    /// finished or not, and returns how many offsets that were.
+    /// After a commit whose outcome is uncertain the broker's word counts: forgets everything that is done according to
+    /// it, finished or not, and returns how many offsets that were. What was on its way and is not done is taken anew.
     ///
     /// # Errors
-    /// When `committed` lies below the base. Nothing changes then.
-    pub fn committed_to(&mut self, committed: i64) -> Result<usize, OffsetWentBack> {
-        if committed < self.base {
-            return Err(OffsetWentBack { base: self.base, committed });
+    /// When the broker knows of less than was committed before. Nothing changes then.
+    pub fn committed_to(&mut self, committed: &OffsetMap) -> Result<usize, WentBack> {
+        if committed.base() < self.base || committed.end() < self.end {
+            return Err(WentBack { known: self.end, committed: committed.end() });
         }
-        self.base = committed;
-        let below = self.slots.partition_point(|slot| slot.offset < committed);
-        let unfinished = self.slots.drain(..below).filter(|slot| matches!(slot.state, State::Unfinished)).count();
-        self.unfinished -= unfinished;
-        self.run_len = self.run_len.saturating_sub(below);
-        // An unfinished offset that broke the run may be among the forgotten.
-        self.extend_run();
-        Ok(below)
+        self.expected.retain(|open| !committed.is_done(*open));
+        let covered = self.cover(committed, chars_of(committed));
+        self.untake();
+        Ok(covered)
     }
 
-    /// The committed offset: the next to be read after a restart.
+    /// The committed offset: where reading starts after a restart.
     #[must_use]
     pub fn base(&self) -> i64 {
         self.base
@@ -191,22 +441,62 @@ impl<R> Tracker<R> {
         self.unfinished
     }
 
+    /// Replies that were not taken yet.
+    #[must_use]
+    pub fn finished(&self) -> usize {
+        self.finished
+    }
+
     /// Offsets delivered and not committed.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.len() - self.holes
     }
 
     /// Whether everything delivered is committed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.len() == 0
     }
 
     /// The highest offset delivered in this assignment, committed or not.
     #[must_use]
     pub fn highest_delivered(&self) -> Option<i64> {
         self.highest_delivered
+    }
+
+    fn cover(&mut self, map: &OffsetMap, chars: usize) -> usize {
+        let mut covered = 0;
+        let mut open = map.open().iter().peekable();
+        for slot in &mut self.slots {
+            if slot.offset >= map.end() {
+                break;
+            }
+            while open.next_if(|&&open| open < slot.offset).is_some() {}
+            if open.peek() == Some(&&slot.offset) {
+                continue;
+            }
+            match std::mem::replace(&mut slot.state, State::Hole) {
+                State::Hole => continue,
+                State::Unfinished => self.unfinished -= 1,
+                State::Finished(_) => self.finished -= 1,
+                State::Answered => self.answered -= 1,
+                State::Sent(_) => {}
+            }
+            self.holes += 1;
+            covered += 1;
+        }
+        (self.base, self.end, self.chars) = (map.base(), map.end(), chars);
+        while self.slots.front().is_some_and(|slot| matches!(slot.state, State::Hole)) {
+            self.slots.pop_front();
+            self.holes -= 1;
+        }
+        // Half of it holes: worth a pass, whose cost the commits that made them have paid.
+        if self.holes > 64 && self.holes * 2 > self.slots.len() {
+            self.slots.retain(|slot| !matches!(slot.state, State::Hole));
+            self.holes = 0;
+        }
+        covered
     }
 
     fn find(&self, offset: i64) -> Option<usize> {
@@ -218,215 +508,55 @@ impl<R> Tracker<R> {
         }
         self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
     }
+}
 
-    fn extend_run(&mut self) {
-        while matches!(self.slots.get(self.run_len), Some(Slot { state: State::Finished(_), .. })) {
-            self.run_len += 1;
-        }
+/// What a commit would say, grown upwards offset by offset.
+struct Cover {
+    /// The end of what is done.
+    end: i64,
+    chars_max: usize,
+    open: Vec<i64>,
+    size: MapSize,
+}
+
+impl Cover {
+    fn new(end: i64, chars_max: usize) -> Self {
+        Self { end, chars_max, open: Vec::new(), size: MapSize::new() }
     }
+
+    /// Whether the list still fits when this offset is done. Once it does not, it does for none above.
+    fn fits(&self, offset: i64) -> bool {
+        offset < self.end || self.size.chars(offset + 1) <= self.chars_max
+    }
+
+    fn done(&mut self, offset: i64) {
+        self.end = self.end.max(offset + 1);
+    }
+
+    fn open(&mut self, offset: i64) {
+        self.open.push(offset);
+        self.size.open(offset);
+    }
+
+    fn commit(mut self, records: usize) -> Commit {
+        let below = self.open.partition_point(|&open| open < self.end);
+        let map = if below == 0 {
+            // Nothing open below the end: the position is the first open offset, past any gap.
+            OffsetMap::empty(self.open.first().map_or(self.end, |&open| open.max(self.end)))
+        } else {
+            self.open.truncate(below);
+            OffsetMap::new(self.open[0], self.end, self.open)
+        };
+        Commit { chars: chars_of(&map), map, records }
+    }
+}
+
+/// Characters of an encoded map.
+fn chars_of(map: &OffsetMap) -> usize {
+    let mut size = MapSize::new();
+    map.open().iter().for_each(|&open| size.open(open));
+    size.chars(map.end())
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// Base 10, delivered 10, 11, 13, 20.
-    fn with_gaps() -> Tracker<&'static str> {
-        let mut tracker = Tracker::new(10);
-        for offset in [10, 11, 13, 20] {
-            tracker.deliver(offset);
-        }
-        tracker
-    }
-
-    #[test]
-    fn a_slow_head_holds_the_run_back_and_a_gap_does_not() {
-        let mut tracker = with_gaps();
-        assert_eq!(tracker.finish(13, "c"), Finish::Accepted);
-        assert_eq!(tracker.finish(11, "b"), Finish::Accepted);
-        assert_eq!((tracker.run_len(), tracker.unfinished()), (0, 2));
-        assert_eq!(tracker.finish(10, "a"), Finish::Accepted);
-        assert_eq!(tracker.run().collect::<Vec<_>>(), [(10, &"a"), (11, &"b"), (13, &"c")]);
-        assert_eq!([0, 1, 2, 3].map(|n| tracker.position_after(n)), [10, 11, 12, 14]);
-    }
-
-    #[test]
-    fn part_of_a_run_is_committed_and_the_rest_stays() {
-        let mut tracker = with_gaps();
-        for offset in [10, 11, 13] {
-            assert_eq!(tracker.finish(offset, "x"), Finish::Accepted);
-        }
-        tracker.commit(2);
-        assert_eq!((tracker.base(), tracker.run_len(), tracker.len()), (12, 1, 2));
-        tracker.commit(1);
-        assert_eq!((tracker.base(), tracker.run_len(), tracker.len()), (14, 0, 1));
-        assert_eq!(tracker.finish(20, "d"), Finish::Accepted);
-        tracker.commit(1);
-        assert_eq!((tracker.base(), tracker.is_empty(), tracker.highest_delivered()), (21, true, Some(20)));
-    }
-
-    #[test]
-    fn the_first_end_counts() {
-        let mut tracker = with_gaps();
-        assert_eq!(tracker.finish(10, "first"), Finish::Accepted);
-        assert_eq!(tracker.finish(10, "second"), Finish::Duplicate);
-        assert_eq!(tracker.run().collect::<Vec<_>>(), [(10, &"first")]);
-        tracker.commit(1);
-        assert_eq!(tracker.finish(10, "after the commit"), Finish::Unknown);
-    }
-
-    #[test]
-    fn an_offset_that_was_never_delivered_is_unknown() {
-        let mut tracker = with_gaps();
-        for offset in [i64::MIN, 9, 12, 19, 21, i64::MAX] {
-            assert_eq!(tracker.finish(offset, "x"), Finish::Unknown, "offset {offset}");
-        }
-        assert_eq!(tracker.unfinished(), 4);
-    }
-
-    #[test]
-    fn the_brokers_word_drops_what_is_below_it() {
-        let mut tracker = with_gaps();
-        assert_eq!(tracker.finish(13, "c"), Finish::Accepted);
-        // 10 and 11 were unfinished here, yet the broker has them: 13 can be committed next.
-        assert_eq!(tracker.committed_to(12), Ok(2));
-        assert_eq!((tracker.base(), tracker.run_len(), tracker.unfinished()), (12, 1, 1));
-        assert_eq!(tracker.committed_to(11), Err(OffsetWentBack { base: 12, committed: 11 }));
-        assert_eq!(tracker.base(), 12);
-        assert_eq!(tracker.committed_to(100), Ok(2));
-        assert_eq!((tracker.base(), tracker.is_empty()), (100, true));
-    }
-
-    #[test]
-    #[should_panic(expected = "offset 20 delivered again")]
-    fn an_offset_is_delivered_once() {
-        with_gaps().deliver(20);
-    }
-
-    #[test]
-    #[should_panic(expected = "offset 9 delivered again")]
-    fn an_offset_below_the_base_is_not_delivered() {
-        Tracker::<()>::new(10).deliver(9);
-    }
-
-    #[test]
-    #[should_panic(expected = "1 replies of a run of 0")]
-    fn no_more_than_the_run_is_committed() {
-        with_gaps().commit(1);
-    }
-
-    /// The definition: a sorted map from offset to its first reply, and everything else worked out from it.
-    struct Naive {
-        base: i64,
-        map: BTreeMap<i64, Option<u32>>,
-        highest: Option<i64>,
-    }
-
-    impl Naive {
-        fn run(&self) -> Vec<(i64, u32)> {
-            self.map.iter().map_while(|(&offset, reply)| reply.map(|reply| (offset, reply))).collect()
-        }
-
-        fn finish(&mut self, offset: i64, reply: u32) -> Finish {
-            match self.map.get_mut(&offset) {
-                None => Finish::Unknown,
-                Some(Some(_)) => Finish::Duplicate,
-                Some(slot @ None) => {
-                    *slot = Some(reply);
-                    Finish::Accepted
-                }
-            }
-        }
-
-        /// Forgets what lies below `base`; how many that were.
-        fn move_base(&mut self, base: i64) -> usize {
-            let kept = self.map.split_off(&base);
-            self.base = base;
-            std::mem::replace(&mut self.map, kept).len()
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        /// This far above the next offset that can come.
-        Deliver {
-            gap: i64,
-        },
-        /// This far above the base, delivered or not.
-        Finish {
-            above: i64,
-        },
-        /// This share of the run, in percent.
-        Commit {
-            percent: usize,
-        },
-        CommittedTo {
-            above: i64,
-        },
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let gap = prop_oneof![6 => Just(0), 1 => 1..4_i64];
-        prop_oneof![
-            8 => gap.prop_map(|gap| Step::Deliver { gap }),
-            12 => (-2..24_i64).prop_map(|above| Step::Finish { above }),
-            2 => (0..=100_usize).prop_map(|percent| Step::Commit { percent }),
-            1 => (-2..12_i64).prop_map(|above| Step::CommittedTo { above }),
-        ]
-    }
-
-    fn take(step: &Step, reply: u32, naive: &mut Naive, tracker: &mut Tracker<u32>) -> Result<(), TestCaseError> {
-        match *step {
-            Step::Deliver { gap } => {
-                let next = naive.highest.map_or(naive.base, |highest| naive.base.max(highest + 1)) + gap;
-                naive.map.insert(next, None);
-                naive.highest = Some(next);
-                tracker.deliver(next);
-            }
-            Step::Finish { above } => {
-                let offset = naive.base + above;
-                prop_assert_eq!(tracker.finish(offset, reply), naive.finish(offset, reply));
-            }
-            Step::Commit { percent } => {
-                let run = naive.run();
-                let n = run.len() * percent / 100;
-                let position = if n == 0 { naive.base } else { run[n - 1].0 + 1 };
-                prop_assert_eq!(tracker.position_after(n), position);
-                tracker.commit(n);
-                prop_assert_eq!(naive.move_base(position), n);
-            }
-            Step::CommittedTo { above } if above < 0 => {
-                let (base, committed) = (naive.base, naive.base + above);
-                prop_assert_eq!(tracker.committed_to(committed), Err(OffsetWentBack { base, committed }));
-            }
-            Step::CommittedTo { above } => {
-                let committed = naive.base + above;
-                prop_assert_eq!(tracker.committed_to(committed), Ok(naive.move_base(committed)));
-            }
-        }
-        Ok(())
-    }
-
-    proptest! {
-        #[test]
-        fn the_tracker_does_what_its_definition_says(steps in prop::collection::vec(step(), 1..300)) {
-            let mut naive = Naive { base: 10, map: BTreeMap::new(), highest: None };
-            let mut tracker = Tracker::new(10);
-            for (reply, step) in (0..).zip(&steps) {
-                take(step, reply, &mut naive, &mut tracker)?;
-                let run: Vec<_> = tracker.run().map(|(offset, &reply)| (offset, reply)).collect();
-                prop_assert_eq!(&run, &naive.run());
-                prop_assert_eq!(tracker.run_len(), run.len());
-                prop_assert_eq!(tracker.base(), naive.base);
-                prop_assert_eq!(tracker.len(), naive.map.len());
-                prop_assert_eq!(tracker.is_empty(), naive.map.is_empty());
-                prop_assert_eq!(tracker.unfinished(), naive.map.values().filter(|reply| reply.is_none()).count());
-                prop_assert_eq!(tracker.highest_delivered(), naive.highest);
-            }
-        }
-    }
-}
+mod tests;

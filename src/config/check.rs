@@ -24,7 +24,7 @@ use super::raw::{
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::wants::listed;
-use super::{Admin, Batch, Config, Engine, Kafka, Log, Model, Route};
+use super::{Admin, Batch, Config, DeadLetter, Engine, Kafka, Log, Model, Route};
 use crate::placement::Pin;
 
 /// `{group}-{instance}-{shard}` and `{instance}-{shard}` stay inside Kafka's 249 characters.
@@ -139,7 +139,13 @@ impl Check<'_> {
         Kafka {
             brokers: raw.brokers,
             group,
+            delivery: raw.delivery,
+            ordering: raw.ordering,
             start: raw.start,
+            on_bad_position: raw.on_bad_position,
+            on_bad_offset_map: raw.on_bad_offset_map,
+            rebalance: raw.rebalance,
+            shards: raw.shards,
             commit_interval: self.duration("kafka.commit_interval", &raw.commit_interval, &COMMIT_INTERVAL),
             commit_records_max: raw.commit_records_max,
             commit_bytes_max: self.bytes("kafka.commit_bytes_max", &raw.commit_bytes_max, &COMMIT_BYTES),
@@ -179,14 +185,36 @@ impl Check<'_> {
         }
         Route {
             model_index: self.model_of_route(&format!("route[{at}]"), raw.model.as_deref(), models),
-            input,
             reply_topic: reply_topic.unwrap_or_default(),
             reply_topics_allowed,
             deadline_from: raw.deadline_from,
             reply_metadata: raw.reply_metadata,
+            dead_letter: self.dead_letter(&key("dead_letter"), &raw.dead_letter, &input),
             record_bytes_max: self.bytes(&key("record_bytes_max"), &raw.record_bytes_max, &RECORD_BYTES),
             compacted: raw.compacted,
+            input,
         }
+    }
+
+    fn dead_letter(&mut self, key: &str, text: &str, input: &[String]) -> Option<DeadLetter> {
+        if text == "off" {
+            return None;
+        }
+        let letter = DeadLetter { template: text.to_owned() };
+        for topic in input {
+            let name = letter.topic(topic);
+            if !is_topic(&name) {
+                let wanted = "\"off\" or a topic, in which \"<input>\" stands for the record's own";
+                self.wants(key, text, wanted);
+                return None;
+            }
+            if input.contains(&name) {
+                let got = self.places.quoted(key, text);
+                self.refuse(key, format!("{got} is an input of this route, so that failed records would come again without end"));
+                return None;
+            }
+        }
+        Some(letter)
     }
 
     fn allowed(&mut self, key: &str, text: &str, input: &[String]) -> Option<TopicPattern> {

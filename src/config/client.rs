@@ -27,7 +27,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &["partition.assignment.strategy", "group.protocol", "group.remote.assignor"],
-        "revoked partitions are drained by a protocol that the worker chooses; remove it",
+        "use kafka.rebalance",
     ),
 ];
 

@@ -26,6 +26,7 @@ mod units;
 mod wants;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
@@ -38,7 +39,10 @@ use crate::record::Priority;
 pub use client::ClientValue;
 pub use dump::dump;
 pub use error::{ConfigError, Problem};
-pub use raw::{DeadlineFrom, LogFormat, LogLevel, ModelType, ReplyMetadata, StartPosition, schema};
+pub use raw::{
+    DeadlineFrom, Delivery, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance, ReplyMetadata,
+    StartPosition, schema,
+};
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
 
@@ -68,8 +72,20 @@ pub struct Kafka {
     pub brokers: String,
     /// The consumer group.
     pub group: String,
+    /// What is promised of each reply.
+    pub delivery: Delivery,
+    /// Whose replies keep the order of their records.
+    pub ordering: Ordering,
     /// Where a group without committed offsets starts.
     pub start: StartPosition,
+    /// What becomes of a partition whose position lies past its end.
+    pub on_bad_position: OnBadPosition,
+    /// What becomes of a partition whose offset map is damaged.
+    pub on_bad_offset_map: OnBadPosition,
+    /// How partitions move between workers.
+    pub rebalance: Rebalance,
+    /// Consumer and producer pairs in this process.
+    pub shards: NonZeroU32,
     /// Least time between two commits.
     pub commit_interval: Duration,
     /// Most records in one transaction.
@@ -97,6 +113,8 @@ pub struct Route {
     pub deadline_from: DeadlineFrom,
     /// How much a reply tells about its scoring.
     pub reply_metadata: ReplyMetadata,
+    /// Where failed records go besides their error reply.
+    pub dead_letter: Option<DeadLetter>,
     /// Larger records get an error reply.
     pub record_bytes_max: NonZeroUsize,
     /// Whether tombstones are skipped and counted instead of answered with an error.
@@ -108,6 +126,29 @@ impl Route {
     #[must_use]
     pub fn allows_reply_topic(&self, topic: &str) -> bool {
         topic == self.reply_topic || self.reply_topics_allowed.iter().any(|pattern| pattern.matches(topic))
+    }
+}
+
+/// Where records that cannot be read or scored go, as they came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    template: String,
+}
+
+impl DeadLetter {
+    /// What stands for the record's own topic.
+    pub const INPUT: &'static str = "<input>";
+
+    /// The topic for records of `input`.
+    #[must_use]
+    pub fn topic(&self, input: &str) -> String {
+        self.template.replace(Self::INPUT, input)
+    }
+}
+
+impl fmt::Display for DeadLetter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.template)
     }
 }
 

@@ -82,8 +82,26 @@ pub(super) struct RawKafka {
     #[schemars(with = "String")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) group: Option<String>,
-    /// Where a group without committed offsets starts. Default "earliest".
+    /// What is promised: each reply exactly once, or at least once and sooner. Default `exactly_once`.
+    pub(super) delivery: Delivery,
+    /// Whose replies keep the order of their records; there, order goes before priority. Default "none".
+    pub(super) ordering: Ordering,
+    /// Where a group without committed offsets starts; partitions added later start at their oldest record. Default
+    /// "earliest".
     pub(super) start: StartPosition,
+    /// What becomes of a partition whose committed position lies past its end (the topic was truncated or recreated):
+    /// "stop" leaves it alone and says so, "continue" goes on at its end. Default "stop".
+    pub(super) on_bad_position: OnBadPosition,
+    /// What becomes of a partition whose committed offset map is damaged: "stop" leaves it alone and says so, "continue"
+    /// scores all above the position again, whether answered or not. Default "stop".
+    pub(super) on_bad_offset_map: OnBadPosition,
+    /// How partitions move between workers: "cooperative" (only those that must), "eager" (all stop, for groups with
+    /// members that know no other), "consumer" (the broker decides: KIP-848). The same in all workers of a group.
+    /// Default "cooperative".
+    pub(super) rebalance: Rebalance,
+    /// Consumer and producer pairs in this process, each with partitions of its own. Default 1, 1 to 64.
+    #[schemars(range(min = 1, max = 64))]
+    pub(super) shards: NonZeroU32,
     /// Least time between two commits; replies become visible at a commit. Default 5 ms, 0 to 60 s.
     pub(super) commit_interval: DurationText,
     /// Most records in one transaction. Default 4096, 1 to 1000000.
@@ -122,6 +140,9 @@ pub(super) struct RawRoute {
     pub(super) deadline_from: DeadlineFrom,
     /// How much a reply tells about its scoring. Default "short".
     pub(super) reply_metadata: ReplyMetadata,
+    /// Where a record that cannot be read or scored goes besides its error reply, as it came: "off", or a topic, in
+    /// which "<input>" stands for the record's own. Default "off".
+    pub(super) dead_letter: String,
     /// Larger records get an error reply. Default 1 MiB, 1 B to 1 GiB.
     pub(super) record_bytes_max: BytesText,
     /// The input topics are compacted: a tombstone is skipped and counted instead of answered with an error. Default
@@ -222,6 +243,54 @@ pub enum StartPosition {
     Latest,
     /// Not at all: the worker stops and says so.
     Error,
+}
+
+/// What is promised of each reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Delivery {
+    /// It comes once, for readers with `read_committed`: replies and positions are committed in one transaction.
+    #[default]
+    ExactlyOnce,
+    /// It comes, and after a crash perhaps again: it goes out at once, and its position after it.
+    AtLeastOnce,
+}
+
+/// Whose replies keep the order of their records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// Nobody's: a reply goes out when it is there.
+    #[default]
+    None,
+    /// Those of records with the same key, within a partition.
+    Key,
+    /// Those of a whole partition.
+    Partition,
+}
+
+/// What becomes of a partition whose committed state cannot be trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadPosition {
+    /// It is not read until somebody has looked.
+    #[default]
+    Stop,
+    /// It is read all the same.
+    Continue,
+}
+
+/// How partitions move between the workers of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Rebalance {
+    /// Only those that must move stop ("cooperative-sticky").
+    #[default]
+    Cooperative,
+    /// All stop and are dealt out anew ("range").
+    Eager,
+    /// The broker deals them out (KIP-848).
+    Consumer,
 }
 
 /// What a request's time-out counts from.
@@ -375,7 +444,13 @@ impl Default for RawKafka {
         Self {
             brokers: "localhost:9092".to_owned(),
             group: None,
+            delivery: Delivery::default(),
+            ordering: Ordering::default(),
             start: StartPosition::default(),
+            on_bad_position: OnBadPosition::default(),
+            on_bad_offset_map: OnBadPosition::default(),
+            rebalance: Rebalance::default(),
+            shards: const { count(1) },
             commit_interval: duration("5ms"),
             commit_records_max: const { count(4096) },
             commit_bytes_max: bytes("8MiB"),
@@ -392,6 +467,7 @@ impl Default for RawRoute {
             model: None,
             reply_topic: None,
             reply_topics_allowed: Vec::new(),
+            dead_letter: "off".to_owned(),
             deadline_from: DeadlineFrom::default(),
             reply_metadata: ReplyMetadata::default(),
             record_bytes_max: bytes("1MiB"),

@@ -55,6 +55,8 @@ pub struct RouteDecoder {
     pub record_bytes_max: usize,
     /// Whether the topic is compacted: its tombstones are then skipped.
     pub compacted: bool,
+    /// Whether records are kept as they came, for dead letters.
+    pub keep_original: bool,
 }
 
 /// When a message came in, on both clocks.
@@ -117,6 +119,9 @@ impl RouteDecoder {
             address,
             work,
         });
+        if self.keep_original {
+            chunk.keep_original(message);
+        }
         Decoded::Request
     }
 

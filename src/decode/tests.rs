@@ -46,6 +46,7 @@ fn route() -> RouteDecoder {
         deadline_from: DeadlineFrom::Arrival,
         record_bytes_max: 1 << 20,
         compacted: false,
+        keep_original: false,
     }
 }
 
@@ -55,6 +56,7 @@ fn message(payload: Option<&[u8]>) -> Message<'_> {
         partition_number: 3,
         position: Position { partition: PartitionId(9), offset: 41 },
         timestamp_ms: None,
+        is_append_time: false,
         key: None,
         payload,
         headers: &[],

@@ -63,12 +63,14 @@ fn tickets(bodies: &[&str]) -> Vec<Ticket> {
             deadline_from: DeadlineFrom::Arrival,
             record_bytes_max: 1 << 20,
             compacted: false,
+            keep_original: false,
         };
         let message = Message {
             topic: "t",
             partition_number: 0,
             position: Position { partition: PartitionId(0), offset: 5 },
             timestamp_ms: None,
+        is_append_time: false,
             key: None,
             payload: Some(body.as_bytes()),
             headers: &[],
@@ -115,7 +117,7 @@ fn text(reply: &Reply) -> &str {
     let body: ReplyBody = serde_json::from_str(text).unwrap();
     assert_eq!(serde_json::to_string(&body).unwrap(), text);
     assert_eq!(body.success, reply.error.is_none());
-    assert_eq!(body.error.map(|error| error.code), reply.error.map(|code| code.to_string()));
+    assert_eq!(body.error.map(|error| error.code), reply.error.as_ref().map(|reject| reject.code.to_string()));
     text
 }
 
@@ -230,7 +232,7 @@ fn a_reject_before_the_queue_has_no_metadata() {
     let ticket = tickets(&[r#"{"features":[1,"abc"],"id":"r1"}"#]).remove(0);
     let reject = ticket.request().work.clone().unwrap_err();
     let reply = Encoder::new().encode_reject(ticket, &reject);
-    assert_eq!(reply.error, Some(ErrorCode::BadRequest));
+    assert_eq!(reply.error.as_ref().map(|reject| reject.code), Some(ErrorCode::BadRequest));
     assert_eq!(
         text(&reply),
         r#"{"id":"r1","success":false,"error":{"code":"bad_request","message":"features[1]: got \"abc\", wants a number or null"}}"#

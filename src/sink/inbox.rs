@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rdkafka::error::KafkaResult;
 
 use crate::record::{AssignedPartition, Chunk, PartitionId, ScoredBatch};
 
@@ -22,6 +23,12 @@ pub(crate) enum Event {
     Revoked { partitions: Vec<PartitionId>, done: Sender<()> },
     /// These partitions are gone already.
     Lost(Vec<PartitionId>),
+    /// Everything below this offset was received, and there is nothing above.
+    Idle { id: PartitionId, position: i64 },
+    /// A commit by itself came to its end.
+    Committed(KafkaResult<()>),
+    /// Replies were delivered or refused: look.
+    Delivered,
     /// Records were received: their positions count from here on. The rejected among them have their end with it.
     Received(Arc<Chunk>),
     /// Requests ended on a score thread.

@@ -1,8 +1,10 @@
-//! The transaction thread: replies in, transactions out, each with the positions of the records that it answers.
+//! The transaction thread: replies in, transactions out, each with what it does to the positions of the records that it
+//! answers. With `delivery = "at_least_once"` the same thread sends each reply by itself, and commits behind it.
 //!
 //! Invariants:
-//! 1. A reply becomes visible if and only if its record's position is committed: both are in one transaction.
-//! 2. Of each partition only the contiguous finished run is committed, so a position never passes an unanswered record.
+//! 1. A reply becomes visible if and only if its record is committed: both are in one transaction.
+//! 2. A commit names every offset below its end that has no reply yet, so a position never passes one unsaid, and a slow
+//!    record holds no other back.
 //! 3. The group's metadata is taken first, then it is checked that no partition was given up meanwhile, then the
 //!    positions are sent, and then the replies. A member that was replaced is so refused by the broker, one that knows
 //!    it refrains; and between the positions and the commit the group waits, because the positions are pending.
@@ -10,35 +12,37 @@
 //!    next transaction), and the committed positions are read back: they say what truly committed. Scores in memory
 //!    are sent again, not computed again.
 
+mod at_least_once;
+mod letter;
 mod recover;
 mod refused;
+mod transaction;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::inbox::{Event, Inbox};
-use super::producer::{Outgoing, TransactionError, TransactionalProducer};
+use super::producer::{Outgoing, ReplyProducer, TransactionError};
 use crate::admin::Health;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember};
-use crate::clock::{self, Stop};
-use crate::commit::{Finish, Tracker};
-use crate::config::{Kafka, ReplyMetadata};
+use crate::clock::Stop;
+use crate::commit::{Commit, Finish, LIMIT, Tracker};
+use crate::config::{DeadLetter, Delivery, Kafka, Ordering, ReplyMetadata};
 use crate::encode::Encoder;
 use crate::metrics::Metrics;
-use crate::record::{AssignedPartition, PartitionId, Reply, ReplyAddress, Request, ScoredBatch, Ticket};
+use crate::record::{AssignedPartition, Chunk, PartitionId, Reply, ReplyAddress, Request, ScoredBatch, Ticket};
 
 /// The longest wait for one of librdkafka's calls; past it the producer is recycled.
 const CALL_BOUND: Duration = Duration::from_secs(8);
 /// How long the thread sleeps while nothing comes.
 const IDLE: Duration = Duration::from_millis(250);
-/// Fewer records than this, right after another transaction, are flushed before the commit: 13 slow cycles in 1,000
-/// instead of 90.
-const FLUSH_FIRST_BELOW: usize = 1000;
+
 /// Why the transaction thread ended before it was asked to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
@@ -57,6 +61,8 @@ pub enum SinkError {
 pub(crate) struct ReplyRoute {
     pub(crate) topic: String,
     pub(crate) metadata: ReplyMetadata,
+    pub(crate) inputs: Vec<String>,
+    pub(crate) dead_letter: Option<DeadLetter>,
 }
 
 /// All that a transaction thread is made of.
@@ -68,6 +74,8 @@ pub(crate) struct KafkaSink {
     pub(crate) group: Arc<dyn GroupMember>,
     pub(crate) watch: Arc<BrokerWatch>,
     pub(crate) health: Arc<Health>,
+    /// The name of this thread's producer at `/readyz`.
+    pub(crate) part: String,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Arc<Stop>,
 }
@@ -75,27 +83,44 @@ pub(crate) struct KafkaSink {
 impl KafkaSink {
     /// Runs until it is drained. Returns how many records were left unanswered.
     pub(crate) fn run(self, events: Receiver<Event>) -> Result<usize, SinkError> {
-        let mut thread = Transactions {
+        let delivery = self.limits.delivery;
+        let mut committer = Committer {
             sink: self,
             events,
             encoder: Encoder::default(),
+            keys: RandomState::new(),
             partitions: BTreeMap::new(),
             topics: HashMap::new(),
             draining: false,
+            leaving: Vec::new(),
             replies: Vec::new(),
             recycles: Vec::new(),
             last_begin: None,
             last_end: None,
             losses: 0,
             turn: 0,
+            is_news: false,
             refusing: false,
             records_max: usize::MAX,
+            chars_max: LIMIT,
+            committed: None,
         };
-        thread.run()
+        match delivery {
+            Delivery::ExactlyOnce => committer.run_transactions(),
+            Delivery::AtLeastOnce => committer.run_at_least_once(),
+        }
+    }
+
+    fn ready(&self) {
+        self.health.ready(&self.part);
+    }
+
+    fn not_ready(&self, reason: &str) {
+        self.health.not_ready(&self.part, reason);
     }
 }
 
-/// A reply that waits for its transaction.
+/// A reply that waits for its way out.
 #[derive(Debug)]
 struct Pending {
     reply: Reply,
@@ -103,15 +128,21 @@ struct Pending {
     to_route: bool,
     /// It was refused there too, and is counted instead of sent.
     dropped: bool,
+    /// Its record goes to the route's dead letters too.
+    letter: bool,
 }
 
 impl Pending {
-    fn new(reply: Reply) -> Self {
-        Self { reply, to_route: false, dropped: false }
-    }
-
     fn address(&self) -> ReplyAddress {
         if self.to_route { ReplyAddress::Route } else { self.reply.ticket.request().address }
+    }
+
+    /// What it counts for against `commit_bytes_max`.
+    fn bytes(&self) -> usize {
+        let request = self.reply.ticket.request();
+        let letter = self.reply.ticket.chunk.original(request).filter(|_| self.letter);
+        let record = letter.and_then(|original| original.payload).map_or(0, crate::record::Span::len);
+        self.reply.payload.len() + record
     }
 }
 
@@ -119,19 +150,27 @@ struct Partition {
     topic: String,
     number: i32,
     tracker: Tracker<Pending>,
+    /// Where it was read to its end, past what is no record.
+    idle: Option<i64>,
 }
 
-/// What a transaction takes: of each partition the first `n` of its run.
-type Take = Vec<(PartitionId, usize)>;
+/// Partitions that go, and who waits for it.
+struct Leaving {
+    partitions: Vec<PartitionId>,
+    done: Sender<()>,
+}
 
-struct Transactions {
+struct Committer {
     sink: KafkaSink,
     events: Receiver<Event>,
     encoder: Encoder,
+    /// Hashes keys, where those keep order.
+    keys: RandomState,
     partitions: BTreeMap<PartitionId, Partition>,
     /// Partitions of the topics that requests named, and when that was asked.
     topics: HashMap<String, (Option<i32>, Instant)>,
     draining: bool,
+    leaving: Vec<Leaving>,
     replies: Vec<Reply>,
     recycles: Vec<Instant>,
     last_begin: Option<Instant>,
@@ -140,52 +179,28 @@ struct Transactions {
     losses: u64,
     /// Which partition the next transaction takes from first.
     turn: usize,
+    /// Whether anything came since nothing could be taken.
+    is_news: bool,
     /// The route's own reply topic refused replies, and has not taken any since.
     refusing: bool,
     /// Most records of the next transaction, besides `commit_records_max`: small while a reply that is refused is
     /// looked for, and doubled with each success.
     records_max: usize,
+    /// Most characters of a partition's offset map; fewer than [`LIMIT`] where the broker takes fewer.
+    chars_max: usize,
+    /// How a commit by itself ended.
+    committed: Option<KafkaResult<()>>,
 }
 
-impl Transactions {
-    fn run(&mut self) -> Result<usize, SinkError> {
-        let Some(mut producer) = self.connect()? else { return Ok(self.in_flight()) };
-        if !self.reply_topics_exist(&producer) {
-            return Ok(self.in_flight());
-        }
-        self.sink.health.ready("producer");
-        loop {
-            let wait = self.wait();
-            self.gather(wait);
-            if self.has_run() && self.wait().is_zero() {
-                producer = match self.transact(producer)? {
-                    Some(producer) => producer,
-                    None => return Ok(self.in_flight()),
-                };
-            }
-            let finished = self.draining && self.in_flight() == 0;
-            if finished || self.sink.stop.overdue() {
-                return Ok(self.in_flight());
-            }
-        }
-    }
-
+impl Committer {
     fn in_flight(&self) -> usize {
         // The inbox counts those too whose messages were not looked at yet.
         self.sink.inbox.in_flight()
     }
 
-    fn has_run(&self) -> bool {
-        self.partitions.values().any(|partition| partition.tracker.run_len() > 0)
-    }
-
-    /// How long to wait for events: until the next transaction is due, or idly.
-    fn wait(&self) -> Duration {
-        if !self.has_run() {
-            return IDLE;
-        }
-        let due = self.last_begin.map(|begin| begin + self.sink.limits.commit_interval);
-        due.map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()))
+    /// Whether all is done that was asked for, or there is no more time for it.
+    fn is_over(&self) -> bool {
+        (self.draining && self.in_flight() == 0) || self.sink.stop.overdue()
     }
 
     // ---- events ----
@@ -199,67 +214,88 @@ impl Transactions {
         while let Ok(event) = self.events.try_recv() {
             self.handle(event);
         }
-        self.sink.metrics.records_in_flight.set(i64::try_from(self.sink.inbox.in_flight()).unwrap_or(i64::MAX));
     }
 
     fn handle(&mut self, event: Event) {
+        self.is_news = true;
         match event {
             Event::Assigned(assigned) => self.assigned(assigned),
-            Event::Revoked { partitions, done } => {
-                self.forget(&partitions);
-                // Who waited longer than its bound has gone on already.
-                let _ = done.send(());
-            }
+            Event::Revoked { partitions, done } => self.leaving.push(Leaving { partitions, done }),
             Event::Lost(partitions) => self.forget(&partitions),
-            Event::Received(chunk) => {
-                for (request, index) in chunk.requests().iter().zip(0..) {
-                    let Some(partition) = self.partitions.get_mut(&request.position.partition) else {
-                        // Its partition was let go inside the poll that brought it.
-                        self.sink.inbox.release(1);
-                        continue;
-                    };
-                    if request.position.offset < partition.tracker.base() {
-                        // Another member has committed it: that the partition was lost is not in the queue yet.
-                        self.sink.inbox.release(1);
-                        continue;
-                    }
-                    partition.tracker.deliver(request.position.offset);
-                    if let Err(reject) = &request.work {
-                        self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
-                        let ticket = Ticket { chunk: Arc::clone(&chunk), index };
-                        let reply = self.encoder.encode_reject(ticket, reject);
-                        self.finish(reply);
-                    }
+            Event::Received(chunk) => self.received(&chunk),
+            Event::Ended(batch) => self.ended(*batch),
+            Event::Idle { id, position } => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.idle = Some(position);
                 }
             }
-            Event::Ended(batch) => self.ended(*batch),
+            Event::Committed(done) => self.committed = Some(done),
+            Event::Delivered => {}
             Event::Drain => self.draining = true,
         }
     }
 
     fn assigned(&mut self, assigned: Vec<AssignedPartition>) {
-        for AssignedPartition { id, topic, number, base } in assigned {
-            self.partitions.insert(id, Partition { topic, number, tracker: Tracker::new(base) });
+        let ordering = self.sink.limits.ordering;
+        for AssignedPartition { id, topic, number, committed } in assigned {
+            let tracker = Tracker::new(&committed, ordering);
+            self.partitions.insert(id, Partition { topic, number, tracker, idle: None });
+            self.sink.metrics.partitions_assigned.inc();
         }
-        self.count_partitions();
+        self.sink.metrics.rebalances.inc();
+    }
+
+    fn received(&mut self, chunk: &Arc<Chunk>) {
+        self.sink.metrics.records_in_flight.add(i64::try_from(chunk.requests().len()).unwrap_or(i64::MAX));
+        let is_keyed = self.sink.limits.ordering == Ordering::Key;
+        for (request, index) in chunk.requests().iter().zip(0..) {
+            let Some(partition) = self.partitions.get_mut(&request.position.partition) else {
+                // Its partition was let go inside the poll that brought it.
+                self.release(1);
+                continue;
+            };
+            if partition.tracker.is_committed(request.position.offset) {
+                // Another member has committed it: that the partition was lost is not in the queue yet.
+                self.release(1);
+                continue;
+            }
+            let key = request.key.filter(|_| is_keyed).map(|key| self.keys.hash_one(chunk.bytes(key)));
+            partition.tracker.deliver(request.position.offset, key);
+            if let Err(reject) = &request.work {
+                self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
+                let ticket = Ticket { chunk: Arc::clone(chunk), index };
+                let reply = self.encoder.encode_reject(ticket, reject);
+                self.finish(reply);
+            }
+        }
     }
 
     /// What these partitions have in flight is another member's to score again.
     fn forget(&mut self, partitions: &[PartitionId]) {
         for id in partitions {
             if let Some(gone) = self.partitions.remove(id) {
-                self.sink.inbox.release(gone.tracker.len());
+                self.release(gone.tracker.len());
+                self.sink.metrics.partitions_assigned.dec();
             }
         }
         if self.partitions.is_empty() && std::mem::take(&mut self.refusing) {
-            self.sink.health.ready("producer");
+            self.sink.ready();
         }
-        self.count_partitions();
+        self.sink.metrics.rebalances.inc();
     }
 
-    fn count_partitions(&self) {
-        self.sink.metrics.rebalances.inc();
-        self.sink.metrics.partitions_assigned.set(i64::try_from(self.partitions.len()).unwrap_or(i64::MAX));
+    /// Lets go of the partitions that leave, and says so.
+    fn forget_leaving(&mut self) {
+        for Leaving { partitions, done } in std::mem::take(&mut self.leaving) {
+            self.forget(&partitions);
+            // Who waited longer than its bound has gone on already.
+            let _ = done.send(());
+        }
+    }
+
+    fn release(&self, records: usize) {
+        self.sink.inbox.release(records);
+        self.sink.metrics.records_in_flight.sub(i64::try_from(records).unwrap_or(i64::MAX));
     }
 
     fn ended(&mut self, batch: ScoredBatch) {
@@ -275,8 +311,10 @@ impl Transactions {
     fn finish(&mut self, reply: Reply) {
         let position = reply.ticket.request().position;
         let Some(partition) = self.partitions.get_mut(&position.partition) else { return };
+        let letter = letter::is_due(&reply, &self.sink.routes);
+        let pending = Pending { reply, to_route: false, dropped: false, letter };
         // One that is not known was committed by another member, and let go.
-        if partition.tracker.finish(position.offset, Pending::new(reply)) == Finish::Duplicate {
+        if partition.tracker.finish(position.offset, pending) == Finish::Duplicate {
             tracing::error!(
                 topic = partition.topic,
                 offset = position.offset,
@@ -285,131 +323,35 @@ impl Transactions {
         }
     }
 
-    // ---- one transaction ----
-
-    /// Sends what is finished. Gives back the producer, a new one after a failure, or none when the worker stops.
-    fn transact(&mut self, producer: TransactionalProducer) -> Result<Option<TransactionalProducer>, SinkError> {
-        let take = self.take();
-        let begin = clock::now();
-        let back_to_back = self.last_end.is_some_and(|end| begin.saturating_duration_since(end) < IDLE / 10);
-        self.last_begin = Some(begin);
-        let done =
-            self.check_addresses(&producer, &take).and_then(|()| self.try_transact(&producer, &take, back_to_back));
-        let end = clock::now();
-        self.last_end = Some(end);
-        let records: usize = take.iter().map(|(_, n)| n).sum();
-        match done {
-            Ok(()) => {
-                for (id, n) in take {
-                    if let Some(partition) = self.partitions.get_mut(&id) {
-                        partition.tracker.commit(n);
-                    }
-                }
-                self.records_max = self.records_max.saturating_mul(2);
-                self.sink.inbox.release(records);
-                self.sink.watch.back();
-                if std::mem::take(&mut self.refusing) {
-                    self.sink.health.ready("producer");
-                }
-                self.sink.metrics.commits.inc();
-                self.sink.metrics.commit_records.observe(records as f64);
-                self.sink.metrics.commit_seconds.observe((end - begin).as_secs_f64());
-                Ok(Some(producer))
-            }
-            Err(error) => {
-                self.sink.metrics.transactions_aborted.inc();
-                self.after_error(&error, &take, end - begin)?;
-                producer.abort(Duration::from_secs(2));
-                drop(producer);
-                self.recycle()
+    /// The broker has these commits.
+    fn commit(&mut self, commits: &[(PartitionId, Commit)]) {
+        let mut records = 0;
+        for (id, commit) in commits {
+            if let Some(partition) = self.partitions.get_mut(id) {
+                records += partition.tracker.commit(commit);
             }
         }
+        self.release(records);
+        self.sink.watch.back();
+        self.sink.metrics.commits.inc();
+        self.sink.metrics.commit_records.observe(records as f64);
     }
 
-    fn try_transact(
-        &self,
-        producer: &TransactionalProducer,
-        take: &Take,
-        back_to_back: bool,
-    ) -> Result<(), TransactionError> {
-        fail::fail_point!("sink::begin");
-        let start = clock::now();
-        producer.begin()?;
-        // Positions first: right after another transaction the broker answers "concurrent transactions" to what comes
-        // first, which librdkafka asks again after retry.backoff.ms for positions, but after 20 ms for replies.
-        let group = self.sink.group.metadata();
-        let group = group.ok_or_else(|| TransactionError::Connection("the consumer has left its group".to_owned()))?;
-        if self.sink.inbox.losses() != self.losses {
-            return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
-        }
-        producer.send_offsets(&self.positions(take)?, &group, CALL_BOUND)?;
-        fail::fail_point!("sink::positions_sent", |_| Err(TransactionError::Connection("a fail point".to_owned())));
-        let positions_sent = clock::now();
-        let mut index = 0;
-        for (id, n) in take {
-            for (_, pending) in self.partitions[id].tracker.run().take(*n) {
-                self.send(producer, pending, index)?;
-                index += 1;
-            }
-        }
-        fail::fail_point!("sink::produced");
-        let produced = clock::now();
-        if back_to_back && index < FLUSH_FIRST_BELOW {
-            producer.flush(CALL_BOUND)?;
-        }
-        fail::fail_point!("sink::flushed");
-        let flushed = clock::now();
-        producer.commit(CALL_BOUND)?;
-        tracing::trace!(
-            records = index,
-            positions = ?(positions_sent - start),
-            produce = ?(produced - positions_sent),
-            flush = ?(flushed - produced),
-            commit = ?(clock::now() - flushed),
-            "committed"
-        );
-        fail::fail_point!("sink::committed", |_| Err(TransactionError::Connection("a fail point".to_owned())));
-        Ok(())
+    /// Commits of partitions that were read to their end, past what is no record.
+    fn take_idle(&mut self) -> Vec<(PartitionId, Commit)> {
+        let idle = self.partitions.iter_mut().filter_map(|(id, partition)| {
+            let commit = partition.tracker.idle_commit(partition.idle.take()?)?;
+            Some((*id, commit))
+        });
+        idle.collect()
     }
 
-    fn positions(&self, take: &Take) -> Result<TopicPartitionList, TransactionError> {
-        let mut positions = TopicPartitionList::new();
-        for (id, n) in take {
-            let partition = &self.partitions[id];
-            let position = Offset::Offset(partition.tracker.position_after(*n));
-            let added = positions.add_partition_offset(&partition.topic, partition.number, position);
-            added.map_err(|error| TransactionError::Failed(error.to_string()))?;
+    /// Hands a reply to the producer, and its record as a dead letter where that is due. `index` names it to the
+    /// delivery report; the letter has the index above it.
+    fn send(&self, producer: &ReplyProducer, pending: &Pending, index: usize) -> Result<(), TransactionError> {
+        if pending.letter {
+            self.send_letter(producer, pending, index + 1)?;
         }
-        Ok(positions)
-    }
-
-    /// Lowest offsets first, as many as one transaction may hold. Each time another partition is served first, so that a
-    /// full transaction of one does not keep the others waiting for ever.
-    fn take(&mut self) -> Take {
-        self.turn += 1;
-        let start = self.turn % self.partitions.len().max(1);
-        let mut records = (self.sink.limits.commit_records_max.get() as usize).min(self.records_max);
-        let mut bytes = self.sink.limits.commit_bytes_max.get();
-        let mut take = Take::new();
-        for (id, partition) in self.partitions.iter().skip(start).chain(self.partitions.iter().take(start)) {
-            let mut n = 0;
-            for (_, pending) in partition.tracker.run().take(records) {
-                // The first reply goes out whatever its size, else it would wait for ever.
-                if pending.reply.payload.len() > bytes && !(take.is_empty() && n == 0) {
-                    break;
-                }
-                bytes = bytes.saturating_sub(pending.reply.payload.len());
-                n += 1;
-            }
-            records -= n;
-            if n > 0 {
-                take.push((*id, n));
-            }
-        }
-        take
-    }
-
-    fn send(&self, producer: &TransactionalProducer, pending: &Pending, index: usize) -> Result<(), TransactionError> {
         if pending.dropped || drops_a_reply() {
             return Ok(());
         }
@@ -423,7 +365,7 @@ impl Transactions {
             topic,
             partition,
             key: request.key.map(|key| chunk.bytes(key)),
-            payload: &pending.reply.payload,
+            payload: Some(&pending.reply.payload),
             headers: headers(&pending.reply, request),
             index,
         };
@@ -445,8 +387,8 @@ fn headers(reply: &Reply, request: &Request) -> Option<OwnedHeaders> {
     for header in echo {
         headers = headers.insert(Header { key: header.name, value: Some(chunk.bytes(header.value)) });
     }
-    if let Some(code) = reply.error {
-        headers = headers.insert(Header { key: "forebay-error", value: Some(code.as_str().as_bytes()) });
+    if let Some(reject) = &reply.error {
+        headers = headers.insert(Header { key: "forebay-error", value: Some(reject.code.as_str().as_bytes()) });
     }
     Some(headers)
 }

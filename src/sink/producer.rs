@@ -18,6 +18,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use rdkafka::{ClientConfig, TopicPartitionList};
 use rdkafka_sys::types::RDKafkaRespErr;
 
+use super::inbox::{Event, Inbox};
 use crate::client::{self, BrokerWatch, is_connection};
 
 /// What a failed call of a transaction means for what comes next.
@@ -33,6 +34,9 @@ pub(super) enum TransactionError {
     /// read back.
     #[error("{0}")]
     Connection(String),
+    /// The broker takes less metadata with an offset than the offset maps need.
+    #[error("an offset map is larger than the broker takes")]
+    MapTooLarge,
     /// Anything else, and every error that asks for an abort.
     #[error("{0}")]
     Failed(String),
@@ -51,22 +55,31 @@ pub(super) struct Outgoing<'a> {
     pub(super) topic: &'a str,
     pub(super) partition: Option<i32>,
     pub(super) key: Option<&'a [u8]>,
-    pub(super) payload: &'a [u8],
+    pub(super) payload: Option<&'a [u8]>,
     pub(super) headers: Option<OwnedHeaders>,
     /// Its index in the transaction, for the delivery report.
     pub(super) index: usize,
 }
 
-/// A producer with a transactional id.
-pub(super) struct TransactionalProducer {
+/// A producer of replies: with a transactional id, or without one.
+pub(super) struct ReplyProducer {
     producer: ThreadedProducer<DeliveryReports>,
-    reports: Arc<Mutex<Vec<(usize, RDKafkaErrorCode)>>>,
+    reports: Arc<Mutex<Reports>>,
 }
 
-impl TransactionalProducer {
-    pub(super) fn new(settings: &ClientConfig, watch: Arc<BrokerWatch>) -> Result<Self, String> {
+/// Deliveries by index: how each failed, or `None` for those that did not.
+pub(super) type Reports = Vec<(usize, Option<RDKafkaErrorCode>)>;
+
+impl ReplyProducer {
+    /// With `every`, each delivery is reported, and the inbox told that there is something to look at; else only those
+    /// that failed.
+    pub(super) fn new(
+        settings: &ClientConfig,
+        watch: Arc<BrokerWatch>,
+        every: Option<Arc<Inbox>>,
+    ) -> Result<Self, String> {
         let reports = Arc::new(Mutex::new(Vec::new()));
-        let context = DeliveryReports { reports: Arc::clone(&reports), watch };
+        let context = DeliveryReports { reports: Arc::clone(&reports), watch, every };
         let producer = ThreadedProducer::from_config_and_context(settings, context);
         let producer = producer.map_err(|error| format!("kafka.client: {error}"))?;
         Ok(Self { producer, reports })
@@ -87,7 +100,7 @@ impl TransactionalProducer {
         let Outgoing { topic, partition, key, payload, headers, index } = outgoing;
         let timestamp = None;
         let mut record =
-            BaseRecord { topic, partition, payload: Some(payload), key, timestamp, headers, delivery_opaque: index };
+            BaseRecord { topic, partition, payload, key, timestamp, headers, delivery_opaque: index };
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -166,10 +179,21 @@ impl TransactionalProducer {
         Ok(found.map(|found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)).filter(|&count| count > 0))
     }
 
+    /// What was reported since the last time.
+    pub(super) fn take_reports(&self) -> Reports {
+        std::mem::take(&mut *self.reports.lock())
+    }
+
+    /// Why it can send no more, if it cannot.
+    pub(super) fn fatal_error(&self) -> Option<String> {
+        self.producer.client().fatal_error().map(|(code, reason)| format!("{reason} ({code})"))
+    }
+
     fn refused(&self) -> Result<(), TransactionError> {
         let reports = std::mem::take(&mut *self.reports.lock());
         // After one refusal librdkafka purges what still waits and fails the other replies of its batch.
-        let (refused, others): (Vec<_>, Vec<_>) = reports.into_iter().partition(|(_, code)| is_definite(*code));
+        let failed = reports.into_iter().filter_map(|(index, code)| Some((index, code?)));
+        let (refused, others): (Vec<_>, Vec<_>) = failed.partition(|(_, code)| is_definite(*code));
         if let Some((_, code)) = others.iter().find(|(_, code)| !is_collateral(*code)) {
             return Err(TransactionError::Connection(format!("a reply was not delivered: {code}")));
         }
@@ -224,6 +248,7 @@ impl NativeError {
             Code::IllegalGeneration | Code::UnknownMemberId | Code::RebalanceInProgress => {
                 TransactionError::Connection(message)
             }
+            Code::OffsetMetadataTooLarge => TransactionError::MapTooLarge,
             code if is_connection(code) => TransactionError::Connection(message),
             code if is_definite(code) => TransactionError::Refused(vec![Refusal { index: None, code }]),
             _ => TransactionError::Failed(message),
@@ -232,7 +257,7 @@ impl NativeError {
 }
 
 /// A refusal that would come again, however often the reply is sent.
-fn is_definite(code: RDKafkaErrorCode) -> bool {
+pub(super) fn is_definite(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         code,
@@ -261,8 +286,9 @@ fn millis(bound: Duration) -> i32 {
 
 /// Keeps the failed deliveries of the open transaction.
 struct DeliveryReports {
-    reports: Arc<Mutex<Vec<(usize, RDKafkaErrorCode)>>>,
+    reports: Arc<Mutex<Reports>>,
     watch: Arc<BrokerWatch>,
+    every: Option<Arc<Inbox>>,
 }
 
 impl ClientContext for DeliveryReports {
@@ -279,9 +305,17 @@ impl ProducerContext for DeliveryReports {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, report: &DeliveryResult<'_>, index: usize) {
-        if let Err((error, _)) = report {
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-            self.reports.lock().push((index, code));
+        let failed = report.as_ref().err();
+        let code = failed.map(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail));
+        if code.is_none() && self.every.is_none() {
+            return;
+        }
+        let mut reports = self.reports.lock();
+        reports.push((index, code));
+        let is_first = reports.len() == 1;
+        drop(reports);
+        if let Some(inbox) = self.every.as_ref().filter(|_| is_first) {
+            inbox.send(Event::Delivered);
         }
     }
 }

@@ -1,15 +1,20 @@
 //! Records of a consumer group in, one [`Message`] at a time; assignments and revocations out to a [`GroupListener`].
 //!
 //! Invariants: a listener hears of a partition before the first of its records is received, and a revocation returns
-//! only when the listener has let the partition go; each assignment has its own [`PartitionId`]; the position that a
-//! partition starts from is known (and, for a new group, committed) before its first record is received.
-#![allow(unsafe_code, reason = "rdkafka's own header access panics on names that are not UTF-8")]
+//! only when the listener has let the partition go; each assignment has its own [`PartitionId`]; what is committed of a
+//! partition is known before its first record is received, and a record that is committed is not received again.
 
-use std::ffi::{CStr, c_void};
+mod headers;
+mod idle;
+mod start;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -18,22 +23,33 @@ use rdkafka::consumer::{
 };
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use rdkafka_sys::types::RDKafkaRespErr;
 
+use self::headers::headers_of;
+use self::start::{Answer, Asked, Starter};
+use crate::client::positions::{self, Committed};
 use crate::client::{self, BrokerWatch, ClientSettings, GroupMember};
-use crate::clock::Stop;
-use crate::config::StartPosition;
+use crate::clock::{self, Stop};
+use crate::commit::OffsetMap;
 use crate::metrics::Metrics;
 use crate::record::{AssignedPartition, Message, PartitionId, Position};
 
-/// How long one question to the broker may take while partitions are assigned; it is asked again until answered.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a seek to the start of a partition may take before it is tried again.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a poll waits while partitions are about to start.
+const STARTING_WAIT: Duration = Duration::from_millis(5);
 
 /// Who must know which partitions are this worker's.
 pub trait GroupListener: Send + Sync {
+    /// The group has this worker as a member; partitions may follow.
+    fn joined(&self);
+
     /// These partitions are now this worker's; none of their records was received yet.
     fn assigned(&self, partitions: Vec<AssignedPartition>);
+
+    /// This partition is this worker's, but must not be read until somebody has looked.
+    fn stopped(&self, id: PartitionId, reason: &str);
 
     /// These partitions go to another member. Returns when nothing more will be committed for them, or its bound
     /// ran out.
@@ -41,6 +57,12 @@ pub trait GroupListener: Send + Sync {
 
     /// These partitions went to another member already: nothing may be committed for them any more. Must not block.
     fn lost(&self, partitions: &[PartitionId]);
+
+    /// Everything below this offset was received, and there is nothing above.
+    fn idle(&self, id: PartitionId, position: i64);
+
+    /// A commit by itself (not in a transaction) came to its end.
+    fn committed(&self, done: KafkaResult<()>);
 }
 
 /// Why the source cannot go on.
@@ -57,7 +79,12 @@ pub enum SourceError {
 /// A member of a consumer group.
 pub struct KafkaSource {
     consumer: Arc<GroupConsumer>,
+    answers: Receiver<Answer>,
+    starter: Option<JoinHandle<()>>,
+    /// Partitions that start as soon as the consumer stands where they do.
+    starting: Vec<Asked>,
     paused: bool,
+    resumed: Instant,
 }
 
 /// The consumer as the sink needs it too: for the group's metadata and the committed positions.
@@ -73,21 +100,36 @@ impl KafkaSource {
         metrics: Arc<Metrics>,
         stop: Arc<Stop>,
     ) -> Result<Self, SourceError> {
+        let (ask, asked) = unbounded();
+        let (answer, answers) = unbounded();
         let context = GroupContext {
             listener,
             watch,
-            start: settings.start(),
             table: Mutex::default(),
             next_id: AtomicU32::new(0),
             paused: AtomicBool::new(false),
-            stop,
+            out_of_range: AtomicBool::new(false),
+            ask: Mutex::new(Some(ask)),
+            ends: Mutex::default(),
             metrics,
             failure: Mutex::default(),
         };
         let fatal = |error: KafkaError| SourceError::Fatal(format!("kafka.client: {error}"));
         let consumer = BaseConsumer::from_config_and_context(&settings.consumer(), context).map_err(fatal)?;
+        let consumer = Arc::new(consumer);
         consumer.subscribe(topics).map_err(fatal)?;
-        Ok(Self { consumer: Arc::new(consumer), paused: false })
+        let starter = Starter {
+            consumer: Arc::clone(&consumer),
+            limits: settings.limits().clone(),
+            stop,
+            answers: answer,
+            first_counts: HashMap::new(),
+        };
+        let thread = Builder::new().name(format!("forebay-start-{}", settings.shard()));
+        let starter = thread.spawn(move || starter.run(&asked));
+        let starter = starter.map_err(|error| SourceError::Fatal(format!("cannot start a thread: {error}")))?;
+        let starter = Some(starter);
+        Ok(Self { consumer, answers, starter, starting: Vec::new(), paused: false, resumed: clock::now() })
     }
 
     /// The consumer, for the sink.
@@ -100,12 +142,28 @@ impl KafkaSource {
     ///
     /// # Errors
     /// [`SourceError`] when waiting would not help.
-    pub fn recv(&self, most: usize, wait: Duration, mut each: impl FnMut(&Message<'_>)) -> Result<usize, SourceError> {
+    pub fn recv(
+        &mut self,
+        most: usize,
+        wait: Duration,
+        mut each: impl FnMut(&Message<'_>),
+    ) -> Result<usize, SourceError> {
+        let context = self.consumer.context();
+        if context.out_of_range.swap(false, Ordering::Relaxed) {
+            self.start_over();
+        }
+        self.start()?;
+        let context = self.consumer.context();
+        let mut wait = if context.is_starting() { wait.min(STARTING_WAIT) } else { wait };
         let mut received = 0;
-        let mut wait = wait;
         while received < most {
             match self.consumer.poll(wait) {
-                None => break,
+                None => {
+                    if received == 0 && !self.paused {
+                        context.tell_idle(self.resumed);
+                    }
+                    break;
+                }
                 Some(Err(error)) => self.on_error(&error)?,
                 Some(Ok(record)) => {
                     received += usize::from(self.pass_on(&record, &mut each));
@@ -113,7 +171,7 @@ impl KafkaSource {
             }
             wait = Duration::ZERO;
         }
-        match self.consumer.context().failure.lock().take() {
+        match context.failure.lock().take() {
             Some(failure) => Err(failure),
             None => Ok(received),
         }
@@ -125,10 +183,14 @@ impl KafkaSource {
             return;
         }
         self.paused = paused;
-        self.consumer.context().paused.store(paused, Ordering::Relaxed);
-        let assignment = self.consumer.assignment();
-        let done =
-            assignment.and_then(|all| if paused { self.consumer.pause(&all) } else { self.consumer.resume(&all) });
+        self.resumed = clock::now();
+        let context = self.consumer.context();
+        context.paused.store(paused, Ordering::Relaxed);
+        let flowing = context.started();
+        if flowing.count() == 0 {
+            return;
+        }
+        let done = if paused { self.consumer.pause(&flowing) } else { self.consumer.resume(&flowing) };
         if let Err(error) = done {
             tracing::warn!(%error, paused, "could not pause or resume the input");
         }
@@ -141,6 +203,80 @@ impl KafkaSource {
         }
     }
 
+    /// Lets partitions flow whose start is known by now.
+    fn start(&mut self) -> Result<(), SourceError> {
+        let context = self.consumer.context();
+        while let Ok(answer) = self.answers.try_recv() {
+            match answer {
+                Answer::Start { asked, committed, lost } => {
+                    if context.begin(&asked, &committed) {
+                        context.metrics.records_lost.inc_by(lost);
+                        self.starting.push(asked);
+                    }
+                }
+                Answer::Stop { asked, reason } => {
+                    tracing::error!(topic = asked.topic, partition = asked.number, "stopped: {reason}");
+                    context.listener.stopped(asked.id, &reason);
+                }
+                Answer::Fail(error) => return Err(error),
+            }
+        }
+        if self.starting.is_empty() {
+            return Ok(());
+        }
+        self.starting.retain(|asked| context.is_wanted(asked.id));
+        let mut places = TopicPartitionList::new();
+        for Asked { id, topic, number } in &self.starting {
+            let Some(base) = context.next_of(*id) else { continue };
+            let added = places.add_partition_offset(topic, *number, Offset::Offset(base));
+            added.map_err(|error| SourceError::Fatal(error.to_string()))?;
+        }
+        if places.count() == 0 {
+            return Ok(());
+        }
+        let sought = match self.consumer.seek_partitions(places, SEEK_TIMEOUT) {
+            Ok(sought) => sought,
+            Err(error) => {
+                tracing::debug!(%error, "seeking again");
+                return Ok(());
+            }
+        };
+        let mut there = TopicPartitionList::new();
+        for element in sought.elements() {
+            match element.error() {
+                // Its fetcher is not up yet; again with the next poll.
+                Err(error) => tracing::debug!(%error, topic = element.topic(), "seeking again"),
+                Ok(()) => {
+                    there.add_partition(element.topic(), element.partition());
+                    self.starting.retain(|asked| asked.topic != element.topic() || asked.number != element.partition());
+                }
+            }
+        }
+        tracing::info!(partitions = ?names(&sought), "started");
+        if !self.paused
+            && there.count() > 0
+            && let Err(error) = self.consumer.resume(&there)
+        {
+            return Err(SourceError::Fatal(format!("cannot start assigned partitions: {error}")));
+        }
+        Ok(())
+    }
+
+    /// A position lies outside of its topic, which was truncated, recreated or cleaned up meanwhile: all partitions are
+    /// started anew, from what is committed.
+    fn start_over(&mut self) {
+        let context = self.consumer.context();
+        let flowing = context.started();
+        if let Err(error) = self.consumer.pause(&flowing) {
+            tracing::warn!(%error, "could not pause the input");
+        }
+        tracing::warn!(partitions = ?names(&flowing), "a position lies outside of its topic; starting over from what is committed");
+        let old = context.let_go(&flowing);
+        context.listener.lost(&old);
+        context.take(&flowing);
+        self.starting.clear();
+    }
+
     fn pass_on(&self, record: &BorrowedMessage<'_>, each: &mut impl FnMut(&Message<'_>)) -> bool {
         let context = self.consumer.context();
         context.watch.back();
@@ -151,6 +287,7 @@ impl KafkaSource {
             partition_number: record.partition(),
             position: Position { partition, offset: record.offset() },
             timestamp_ms: record.timestamp().to_millis(),
+            is_append_time: matches!(record.timestamp(), Timestamp::LogAppendTime(_)),
             key: record.key(),
             payload: record.payload(),
             headers: &headers,
@@ -170,10 +307,10 @@ impl KafkaSource {
                 Ok(())
             }
             (_, Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)) => Err(not_authorised(error)),
-            (_, Some(Code::AutoOffsetReset | Code::OffsetOutOfRange)) => Err(SourceError::Fatal(format!(
-                "{error}: the committed position lies outside of the topic; was it recreated, or did retention remove \
-                 unread records? Reset the group's offsets, or use another group"
-            ))),
+            (_, Some(Code::AutoOffsetReset | Code::OffsetOutOfRange)) => {
+                self.consumer.context().out_of_range.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             _ => {
                 self.consumer.context().watch.client_error(error, "consumer");
                 Ok(())
@@ -182,45 +319,18 @@ impl KafkaSource {
     }
 }
 
+impl Drop for KafkaSource {
+    fn drop(&mut self) {
+        // The starter holds the consumer, whose context holds who asks it.
+        self.consumer.context().ask.lock().take();
+        if let Some(starter) = self.starter.take() {
+            let _ = starter.join();
+        }
+    }
+}
+
 fn not_authorised(error: &KafkaError) -> SourceError {
     SourceError::Fatal(format!("{error}: grant this worker READ on its input topics and its group"))
-}
-
-fn is_rebalance(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(code, Code::IllegalGeneration | Code::UnknownMemberId | Code::RebalanceInProgress)
-}
-
-/// The headers of a record. A name that is not UTF-8 is none that we read, so it is passed over.
-fn headers_of<'a>(record: &'a BorrowedMessage<'_>) -> Vec<(&'a str, Option<&'a [u8]>)> {
-    // Most records have none, and an empty vector allocates nothing.
-    let mut headers = Vec::new();
-    let mut native = std::ptr::null_mut();
-    // SAFETY: the message is alive for 'a; the headers belong to it and live as long.
-    let found = unsafe { rdkafka_sys::rd_kafka_message_headers(record.ptr(), &raw mut native) };
-    if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-        return headers;
-    }
-    for index in 0.. {
-        let mut name = std::ptr::null();
-        let mut value: *const c_void = std::ptr::null();
-        let mut size = 0;
-        // SAFETY: as above; past the last index the call answers NOENT and writes nothing.
-        let found = unsafe {
-            rdkafka_sys::rd_kafka_header_get_all(native, index, &raw mut name, &raw mut value, &raw mut size)
-        };
-        if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            break;
-        }
-        // SAFETY: a header's name is NUL-terminated and lives with the message.
-        let name: &'a CStr = unsafe { CStr::from_ptr(name) };
-        // SAFETY: a value that is there has `size` bytes, which live with the message.
-        let value = (!value.is_null()).then(|| unsafe { std::slice::from_raw_parts(value.cast::<u8>(), size) });
-        if let Ok(name) = name.to_str() {
-            headers.push((name, value));
-        }
-    }
-    headers
 }
 
 #[derive(Clone, Debug)]
@@ -228,161 +338,137 @@ struct Owned {
     topic: String,
     number: i32,
     id: PartitionId,
-    /// The least offset that was not passed on yet.
-    next: i64,
+    flow: Flow,
+}
+
+/// Whether a partition's records are passed on.
+#[derive(Clone, Debug)]
+enum Flow {
+    /// What is committed is not known yet.
+    Asked,
+    Started {
+        /// The least offset that was not passed on yet.
+        next: i64,
+        /// What is done above the committed position, until that is behind.
+        done: Option<OffsetMap>,
+        since: Instant,
+    },
 }
 
 /// Serves the group's callbacks, which come inside [`KafkaSource::recv`] on its thread.
 pub struct GroupContext {
     listener: Arc<dyn GroupListener>,
     watch: Arc<BrokerWatch>,
-    start: StartPosition,
     table: Mutex<Vec<Owned>>,
     next_id: AtomicU32,
     paused: AtomicBool,
-    stop: Arc<Stop>,
+    out_of_range: AtomicBool,
+    ask: Mutex<Option<Sender<Vec<Asked>>>>,
+    /// Where partitions were read to their end, as of librdkafka's last statistics.
+    ends: Mutex<Vec<idle::End>>,
     metrics: Arc<Metrics>,
     failure: Mutex<Option<SourceError>>,
 }
 
 impl GroupContext {
     /// The partition that a record belongs to. `None` when it is not to be passed on: a fetched record may outlive its
-    /// assignment by one poll, and come a second time after a pause.
+    /// assignment by one poll, come a second time after a pause, or have its reply committed already.
     fn admit(&self, topic: &str, number: i32, offset: i64) -> Option<PartitionId> {
         let mut table = self.table.lock();
         let owned = table.iter_mut().find(|owned| owned.number == number && owned.topic == topic)?;
-        if offset < owned.next {
+        let Flow::Started { next, done, .. } = &mut owned.flow else { return None };
+        if offset < *next {
             return None;
         }
-        owned.next = offset + 1;
+        *next = offset + 1;
+        if let Some(map) = done {
+            if map.is_done(offset) {
+                self.metrics.records_done_before.inc();
+                return None;
+            }
+            if offset >= map.end() {
+                *done = None;
+            }
+        }
         Some(owned.id)
     }
 
-    /// Whether it took the partitions; not when the worker stops meanwhile.
-    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Result<bool, SourceError> {
-        let Some(starts) = self.start_positions(consumer, partitions)? else { return Ok(false) };
-        let mut assigned = Vec::new();
-        {
-            let mut table = self.table.lock();
-            for element in starts.elements() {
-                let Offset::Offset(base) = element.offset() else { continue };
+    /// Whether this assignment still stands.
+    fn is_wanted(&self, id: PartitionId) -> bool {
+        self.table.lock().iter().any(|owned| owned.id == id)
+    }
+
+    fn is_starting(&self) -> bool {
+        self.table.lock().iter().any(|owned| matches!(owned.flow, Flow::Asked))
+    }
+
+    fn next_of(&self, id: PartitionId) -> Option<i64> {
+        self.table.lock().iter().find(|owned| owned.id == id).and_then(|owned| match owned.flow {
+            Flow::Started { next, .. } => Some(next),
+            Flow::Asked => None,
+        })
+    }
+
+    /// The partitions whose records are passed on.
+    fn started(&self) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for owned in self.table.lock().iter().filter(|owned| matches!(owned.flow, Flow::Started { .. })) {
+            list.add_partition(&owned.topic, owned.number);
+        }
+        list
+    }
+
+    /// What is committed of a partition is known: it belongs to the listener from here on. Not when it went meanwhile.
+    fn begin(&self, asked: &Asked, committed: &OffsetMap) -> bool {
+        let mut table = self.table.lock();
+        let Some(owned) = table.iter_mut().find(|owned| owned.id == asked.id) else { return false };
+        let done = (committed.end() > committed.base()).then(|| committed.clone());
+        owned.flow = Flow::Started { next: committed.base(), done, since: clock::now() };
+        drop(table);
+        let Asked { id, topic, number } = asked.clone();
+        self.listener.assigned(vec![AssignedPartition { id, topic, number, committed: committed.clone() }]);
+        true
+    }
+
+    /// New assignments, each with an id of its own, and the question where they start.
+    fn take(&self, partitions: &TopicPartitionList) {
+        let elements = partitions.elements();
+        let asked: Vec<Asked> = elements
+            .iter()
+            .map(|element| {
                 let id = PartitionId(self.next_id.fetch_add(1, Ordering::Relaxed));
-                let (topic, number) = (element.topic().to_owned(), element.partition());
-                table.push(Owned { topic: topic.clone(), number, id, next: base });
-                assigned.push(AssignedPartition { id, topic, number, base });
-            }
-        }
-        tracing::info!(partitions = ?names(&starts), "assigned");
-        self.listener.assigned(assigned);
-        let done = match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => consumer.incremental_assign(&starts),
-            _ => consumer.assign(&starts),
-        };
-        done.map_err(|error| SourceError::Fatal(format!("cannot take the assigned partitions: {error}")))?;
-        if self.paused.load(Ordering::Relaxed) {
-            // Newly assigned partitions obey the pause that stands.
-            let _ = consumer.pause(&starts);
-        }
-        Ok(true)
-    }
-
-    /// Where each partition starts: its committed position, or what the config says for a group that has none.
-    /// `None` when the worker gives up meanwhile.
-    fn start_positions(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partitions: &TopicPartitionList,
-    ) -> Result<Option<TopicPartitionList>, SourceError> {
-        let read = || client::settled(consumer.committed_offsets(partitions.clone(), QUESTION_TIMEOUT)?);
-        let Some(mut starts) = self.ask(read, "the committed positions")? else { return Ok(None) };
-        let mut fresh = TopicPartitionList::new();
-        for element in partitions.elements() {
-            let (topic, number) = (element.topic(), element.partition());
-            let read = || consumer.fetch_watermarks(topic, number, QUESTION_TIMEOUT);
-            let Some((low, high)) = self.ask(read, "the bounds of a partition")? else { return Ok(None) };
-            let committed = starts.find_partition(topic, number).map(|found| found.offset());
-            let (offset, is_fresh) = match committed {
-                Some(Offset::Offset(committed)) => {
-                    let start = self.within(topic, number, committed, (low, high))?;
-                    (start, start != committed)
-                }
-                _ => (self.start_of_new(topic, number, (low, high))?, true),
-            };
-            let set = |list: &mut TopicPartitionList| list.add_partition_offset(topic, number, Offset::Offset(offset));
-            if is_fresh {
-                set(&mut fresh).map_err(|error| SourceError::Fatal(error.to_string()))?;
-            }
-            let set = starts.set_partition_offset(topic, number, Offset::Offset(offset));
-            set.map_err(|error| SourceError::Fatal(error.to_string()))?;
-        }
-        if fresh.count() > 0 {
-            // Else a crash before the first commit would start a "latest" group at a later end, past unread records.
-            let commit = || match consumer.commit(&fresh, CommitMode::Sync) {
-                // The group has moved on already, and takes these partitions back in a moment.
-                Err(error) if error.rdkafka_error_code().is_some_and(is_rebalance) => Ok(()),
-                done => done,
-            };
-            if self.ask(commit, "the commit of the first position")?.is_none() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(starts))
-    }
-
-    fn start_of_new(&self, topic: &str, number: i32, (low, high): (i64, i64)) -> Result<i64, SourceError> {
-        match self.start {
-            StartPosition::Earliest => Ok(low),
-            StartPosition::Latest => Ok(high),
-            StartPosition::Error => Err(SourceError::Fatal(format!(
-                "the group has no committed position for {topic}/{number}; set kafka.start to \"earliest\" or \"latest\""
-            ))),
+                Asked { id, topic: element.topic().to_owned(), number: element.partition() }
+            })
+            .collect();
+        self.table.lock().extend(asked.iter().map(|Asked { id, topic, number }| Owned {
+            topic: topic.clone(),
+            number: *number,
+            id: *id,
+            flow: Flow::Asked,
+        }));
+        if let Some(ask) = &*self.ask.lock() {
+            let _ = ask.send(asked);
         }
     }
 
-    /// Asks until answered: a broker that is away, or a transaction that a killed worker left open, passes.
-    fn ask<T>(&self, mut question: impl FnMut() -> KafkaResult<T>, what: &str) -> Result<Option<T>, SourceError> {
-        use RDKafkaErrorCode as Code;
-        let mut said = false;
-        loop {
-            match question() {
-                Ok(answer) => {
-                    self.watch.back();
-                    return Ok(Some(answer));
-                }
-                Err(_) if self.stop.requested() => return Ok(None),
-                Err(error) => {
-                    match error.rdkafka_error_code() {
-                        Some(Code::FencedInstanceId) => return Err(SourceError::Fenced),
-                        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
-                            return Err(not_authorised(&error));
-                        }
-                        _ => {}
-                    }
-                    if !said && !self.watch.is_away() {
-                        tracing::info!(%error, "waiting for {what}");
-                        said = true;
-                    }
-                    // A question that is refused at once must not be a busy loop.
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-            }
+    /// Takes the partitions paused: they flow when it is known where they start.
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> Result<(), SourceError> {
+        let fatal = |error: KafkaError| SourceError::Fatal(format!("cannot take the assigned partitions: {error}"));
+        let mut places = partitions.clone();
+        // Not where they start, but a place that every topic has; the seek comes before the first record.
+        places.set_all_offsets(Offset::Beginning).map_err(fatal)?;
+        match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(&places),
+            _ => consumer.assign(&places),
         }
-    }
-
-    /// A committed position must lie in the topic. Below its start, retention removed records that nobody read.
-    fn within(&self, topic: &str, number: i32, committed: i64, (low, high): (i64, i64)) -> Result<i64, SourceError> {
-        if committed > high {
-            return Err(SourceError::Fatal(format!(
-                "the group's position {committed} in {topic}/{number} lies past its end {high}: the topic was truncated or \
-                 recreated; reset the group's offsets"
-            )));
+        .map_err(fatal)?;
+        if partitions.count() > 0 {
+            consumer.pause(partitions).map_err(fatal)?;
+            tracing::info!(partitions = ?names(partitions), "assigned");
         }
-        if committed < low {
-            let lost = low - committed;
-            self.metrics.records_lost.inc_by(lost.unsigned_abs());
-            tracing::error!(topic, partition = number, lost, "retention removed records before they were read");
-        }
-        Ok(committed.max(low))
+        self.take(partitions);
+        self.listener.joined();
+        Ok(())
     }
 
     fn let_go(&self, partitions: &TopicPartitionList) -> Vec<PartitionId> {
@@ -392,6 +478,27 @@ impl GroupContext {
         let ids = table.iter().filter(|owned| gone(owned)).map(|owned| owned.id).collect();
         table.retain(|owned| !gone(owned));
         ids
+    }
+
+    /// Nothing came although nothing is paused: what was read to its end is idle.
+    fn tell_idle(&self, resumed: Instant) {
+        let ends = std::mem::take(&mut *self.ends.lock());
+        if ends.is_empty() {
+            return;
+        }
+        let now = clock::now();
+        let settled = |since: Instant| now.saturating_duration_since(since) > idle::SETTLED_AFTER;
+        let mut idle = Vec::new();
+        for owned in &*self.table.lock() {
+            let Flow::Started { next, since, .. } = owned.flow else { continue };
+            let end = ends.iter().find(|end| end.number == owned.number && end.topic == owned.topic);
+            if let Some(end) = end.filter(|end| end.offset > next && settled(since) && settled(resumed)) {
+                idle.push((owned.id, end.offset));
+            }
+        }
+        for (id, position) in idle {
+            self.listener.idle(id, position);
+        }
     }
 }
 
@@ -408,8 +515,17 @@ impl GroupMember for GroupConsumer {
         self.group_metadata()
     }
 
-    fn committed(&self, partitions: TopicPartitionList, bound: Duration) -> KafkaResult<TopicPartitionList> {
-        client::settled(self.committed_offsets(partitions, bound)?)
+    fn committed(&self, partitions: TopicPartitionList, bound: Duration) -> KafkaResult<Vec<Committed>> {
+        let (committed, refused) = positions::committed(&self.committed_offsets(partitions, bound)?);
+        refused.into_iter().next().map_or(Ok(committed), Err)
+    }
+
+    fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()> {
+        Consumer::commit(self, positions, CommitMode::Sync)
+    }
+
+    fn start_commit(&self, positions: &TopicPartitionList) -> KafkaResult<()> {
+        Consumer::commit(self, positions, CommitMode::Async)
     }
 }
 
@@ -421,16 +537,21 @@ impl ClientContext for GroupContext {
     fn error(&self, error: KafkaError, reason: &str) {
         self.watch.client_error(&error, reason);
     }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        *self.ends.lock() = idle::ends(statistics);
+    }
 }
 
 impl ConsumerContext for GroupContext {
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        self.listener.committed(result);
+    }
+
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            let taken = self.assign(consumer, partitions).unwrap_or_else(|failure| {
+            if let Err(failure) = self.assign(consumer, partitions) {
                 *self.failure.lock() = Some(failure);
-                false
-            });
-            if !taken {
                 // An assignment without an answer would keep the consumer from closing.
                 let nothing = TopicPartitionList::new();
                 let answered = match consumer.rebalance_protocol() {

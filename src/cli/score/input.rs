@@ -151,5 +151,6 @@ pub(in crate::cli) fn route_decoder(model: ModelId) -> RouteDecoder {
         deadline_from: DeadlineFrom::Arrival,
         record_bytes_max: PAYLOAD_BYTES_MAX,
         compacted: false,
+        keep_original: false,
     }
 }

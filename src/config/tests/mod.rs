@@ -62,7 +62,13 @@ instance = "${HOSTNAME}"
 [kafka]
 brokers = "localhost:9092"
 group = "fraud-scorers"
+delivery = "exactly_once"
+ordering = "none"
 start = "earliest"
+on_bad_position = "stop"
+on_bad_offset_map = "stop"
+rebalance = "cooperative"
+shards = 1
 commit_interval = "5ms"
 commit_records_max = 4096
 commit_bytes_max = "8MiB"
@@ -76,6 +82,7 @@ reply_topic = "scores"
 reply_topics_allowed = []
 deadline_from = "arrival"
 reply_metadata = "short"
+dead_letter = "off"
 record_bytes_max = "1MiB"
 compacted = false
 
@@ -111,7 +118,13 @@ instance = "worker-1"
 [kafka]
 brokers = "a:9092, SASL_SSL://[::1]:9093"
 group = "${GROUP}"
+delivery = "at_least_once"
+ordering = "key"
 start = "error"
+on_bad_position = "continue"
+on_bad_offset_map = "continue"
+rebalance = "consumer"
+shards = 3
 commit_interval = "1s 500ms"
 commit_records_max = 7
 commit_bytes_max = "1000KB"
@@ -130,6 +143,7 @@ reply_topic = "scores"
 reply_topics_allowed = ["scores-*", "other"]
 deadline_from = "timestamp"
 reply_metadata = "full"
+dead_letter = "<input>-dlt"
 record_bytes_max = "1KiB"
 compacted = true
 
@@ -225,6 +239,9 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.kafka.group, "of $ four");
     assert_eq!(config.kafka.commit_interval, Duration::from_millis(1500));
     assert_eq!(config.kafka.commit_bytes_max.get(), 1_000_000);
+    assert_eq!((config.kafka.delivery, config.kafka.ordering), (Delivery::AtLeastOnce, Ordering::Key));
+    assert_eq!((config.kafka.rebalance, config.kafka.shards.get()), (Rebalance::Consumer, 3));
+    assert_eq!([config.kafka.on_bad_position, config.kafka.on_bad_offset_map], [OnBadPosition::Continue; 2]);
     let client = |key: &str| config.kafka.client[key].expose();
     assert_eq!(client("sasl.username"), "pay$er");
     assert_eq!(client("sasl.password"), "hunter2");
@@ -234,6 +251,7 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.model_of(route).name, "second");
     assert!(["scores", "scores-eu", "other"].iter().all(|topic| route.allows_reply_topic(topic)));
     assert!(!route.allows_reply_topic("others"));
+    assert_eq!(route.dead_letter.as_ref().map(|letter| letter.topic("features")), Some("features-dlt".to_owned()));
     assert_eq!(config.models[0].path, Path::new("/models/first.txt"));
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
     assert_eq!([false, true], [0, 1].map(|at: usize| config.models[at].compile_model));

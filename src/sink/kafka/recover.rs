@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::TopicPartitionList;
 
-use super::super::producer::{TransactionError, TransactionalProducer};
-use super::{CALL_BOUND, IDLE, SinkError, Take, Transactions};
+use super::super::inbox::Inbox;
+use super::super::producer::{ReplyProducer, TransactionError};
+use super::transaction::Take;
+use super::{CALL_BOUND, Committer, IDLE, Partition, SinkError};
 use crate::client::TRANSACTION_TIMEOUT;
 use crate::clock;
+use crate::commit::{OffsetMap, Reading};
 
 /// Producers that may be made anew in a minute for errors that are nobody's connection.
 const RECYCLES_A_MINUTE: usize = 5;
 
-impl Transactions {
+impl Committer {
     pub(super) fn after_error(
         &mut self,
         error: &TransactionError,
@@ -32,6 +35,11 @@ impl Transactions {
                 self.refused(take, refused);
                 Ok(())
             }
+            TransactionError::MapTooLarge => {
+                // What is committed was taken by a broker, so that a smaller limit than it needs comes from a change.
+                self.shrink_maps(take.iter().map(|(_, commit)| commit.chars).max().unwrap_or(0));
+                Ok(())
+            }
             TransactionError::Connection(reason) | TransactionError::Fenced(reason) => {
                 if !self.sink.watch.is_away() {
                     tracing::warn!(reason, "a transaction was given up; its replies are sent again");
@@ -40,36 +48,53 @@ impl Transactions {
             }
             TransactionError::Failed(reason) => {
                 tracing::warn!(reason, "a transaction failed; its replies are sent again");
-                let now = clock::now();
-                self.recycles.retain(|at| now - *at < Duration::from_secs(60));
-                self.recycles.push(now);
-                if self.recycles.len() > RECYCLES_A_MINUTE {
-                    return Err(SinkError::Fatal(format!(
-                        "transactions fail again and again; the last time: {reason}"
-                    )));
-                }
-                Ok(())
+                self.count_failure(reason)
             }
         }
     }
 
-    pub(super) fn recycle(&mut self) -> Result<Option<TransactionalProducer>, SinkError> {
+    /// A few failures that are nobody's connection are borne; a row of them ends the worker.
+    pub(super) fn count_failure(&mut self, reason: &str) -> Result<(), SinkError> {
+        let now = clock::now();
+        self.recycles.retain(|at| now - *at < Duration::from_secs(60));
+        self.recycles.push(now);
+        if self.recycles.len() > RECYCLES_A_MINUTE {
+            return Err(SinkError::Fatal(format!("the producer fails again and again; the last time: {reason}")));
+        }
+        Ok(())
+    }
+
+    /// The broker took no offset maps of so many characters.
+    pub(super) fn shrink_maps(&mut self, chars: usize) {
+        self.chars_max = chars.min(self.chars_max) / 2;
+        tracing::warn!(
+            chars_max = self.chars_max,
+            "the broker takes less metadata with an offset than usual (offset.metadata.max.bytes): replies behind slow \
+             records wait longer"
+        );
+    }
+
+    pub(super) fn recycle(&mut self) -> Result<Option<ReplyProducer>, SinkError> {
         self.sink.metrics.producers_recycled.inc();
         let Some(producer) = self.connect()? else { return Ok(None) };
         // Partitions may have come and gone while the producer was made.
         self.gather(Duration::ZERO);
         let done = self.read_back()?;
         if !self.refusing {
-            self.sink.health.ready("producer");
+            self.sink.ready();
         }
         Ok(done.then_some(producer))
     }
 
-    /// A producer whose predecessors are fenced and their transactions ended. `None` when the worker stops meanwhile.
-    pub(super) fn connect(&mut self) -> Result<Option<TransactionalProducer>, SinkError> {
+    /// A producer that is not connected yet.
+    pub(super) fn new_producer(&self, every: Option<Arc<Inbox>>) -> Result<ReplyProducer, SinkError> {
         let settings = self.sink.settings.producer();
-        let producer = TransactionalProducer::new(&settings, Arc::clone(&self.sink.watch));
-        let producer = producer.map_err(SinkError::Fatal)?;
+        ReplyProducer::new(&settings, Arc::clone(&self.sink.watch), every).map_err(SinkError::Fatal)
+    }
+
+    /// A producer whose predecessors are fenced and their transactions ended. `None` when the worker stops meanwhile.
+    pub(super) fn connect(&mut self) -> Result<Option<ReplyProducer>, SinkError> {
+        let producer = self.new_producer(None)?;
         loop {
             match producer.init(CALL_BOUND) {
                 Ok(()) => {
@@ -87,25 +112,27 @@ impl Transactions {
                     if self.sink.stop.overdue() || (self.sink.stop.requested() && self.sink.inbox.in_flight() == 0) {
                         return Ok(None);
                     }
-                    self.sink.health.not_ready("producer", &error.to_string());
+                    self.sink.not_ready(&error.to_string());
                     self.sink.watch.gone(&error.to_string());
                 }
             }
         }
     }
 
-    /// The route's own topics must be there before anything is scored for them. `false`: the worker stops meanwhile.
-    pub(super) fn reply_topics_exist(&mut self, producer: &TransactionalProducer) -> bool {
+    /// The routes' own topics must be there before anything is scored for them. `false`: the worker stops meanwhile.
+    pub(super) fn topics_exist(&mut self, producer: &ReplyProducer) -> bool {
         let mut said = false;
-        let topics: Vec<String> = self.sink.routes.iter().map(|route| route.topic.clone()).collect();
-        for topic in topics {
-            while !matches!(producer.partitions_of(&topic, CALL_BOUND), Ok(Some(_))) {
+        let replies = self.sink.routes.iter().map(|route| ("reply", route.topic.clone()));
+        let letters = self.letter_topics().into_iter().map(|topic| ("dead letter", topic));
+        let topics: Vec<_> = replies.chain(letters).collect();
+        for (kind, topic) in topics {
+            while !matches!(self.partitions_of(producer, &topic), Ok(Some(_))) {
                 if self.sink.stop.requested() {
                     return false;
                 }
-                self.sink.health.not_ready("producer", &format!("the reply topic {topic} does not exist"));
+                self.sink.not_ready(&format!("the {kind} topic {topic} does not exist"));
                 if !said && !self.sink.watch.is_away() {
-                    tracing::error!(topic, "the route's reply topic does not exist; waiting for it to be created");
+                    tracing::error!(topic, "a route's {kind} topic does not exist; waiting for it to be created");
                     said = true;
                 }
                 self.gather(IDLE);
@@ -133,20 +160,33 @@ impl Transactions {
                 Err(error) => {
                     tracing::debug!(%error, "reading the committed positions again");
                     let reason = format!("cannot read the committed positions: {error}");
-                    self.sink.health.not_ready("producer", &reason);
+                    self.sink.not_ready(&reason);
                     // A question that is refused at once must not be a busy loop.
                     std::thread::sleep(Duration::from_millis(50));
                 }
             }
         };
-        for partition in self.partitions.values_mut() {
-            let found = committed.find_partition(&partition.topic, partition.number).map(|found| found.offset());
-            let Some(Offset::Offset(position)) = found else { continue };
-            let done = partition.tracker.committed_to(position);
-            let done =
-                done.map_err(|error| SinkError::Fatal(format!("{}/{}: {error}", partition.topic, partition.number)))?;
-            self.sink.inbox.release(done);
+        for committed in committed {
+            let is = |p: &&mut Partition| p.topic == committed.topic && p.number == committed.number;
+            let Some(partition) = self.partitions.values_mut().find(is) else { continue };
+            let Some(position) = committed.position else { continue };
+            let place = format!("{}/{}", partition.topic, partition.number);
+            let map = match committed.read(position) {
+                Reading::Ours(map) => map,
+                Reading::Damaged(reason) => {
+                    return Err(SinkError::Fatal(format!("the offset map of {place} at {position} is damaged: {reason}")));
+                }
+                Reading::UnknownVersion(version) => {
+                    return Err(SinkError::Fatal(format!("the offset map of {place} has version {version}")));
+                }
+                // This worker wrote none, so nothing above the position is done.
+                _ => OffsetMap::empty(position),
+            };
+            let done = partition.tracker.committed_to(&map);
+            let done = done.map_err(|error| SinkError::Fatal(format!("{place}: {error}")))?;
+            self.release(done);
         }
+        self.is_news = true;
         Ok(true)
     }
 }

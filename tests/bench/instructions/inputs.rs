@@ -99,6 +99,7 @@ impl Front {
             deadline_from: DeadlineFrom::Arrival,
             record_bytes_max: 1 << 20,
             compacted: false,
+            keep_original: false,
         };
         let received = Received { arrived: clock::now(), unix_ms: clock::unix_ms() };
         Self { decoder, catalog, received }
@@ -127,6 +128,7 @@ impl Front {
                 partition_number: 0,
                 position: Position { partition: PartitionId(0), offset },
                 timestamp_ms: None,
+        is_append_time: false,
                 key: None,
                 payload: Some(body.as_bytes()),
                 headers: &[],

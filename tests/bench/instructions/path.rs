@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use forebay::commit::{Finish, Tracker};
-use forebay::config::ReplyMetadata;
+use forebay::commit::{Budget, Finish, LIMIT, OffsetMap, Tracker};
+use forebay::config::{Ordering, ReplyMetadata};
 use forebay::encode::Encoder;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
 use forebay::model::Backend;
@@ -72,7 +72,7 @@ impl Line {
             ended,
             encoder: Encoder::new(),
             replies: Vec::new(),
-            tracker: Tracker::new(0),
+            tracker: Tracker::new(&OffsetMap::empty(0), Ordering::None),
         })
     }
 
@@ -81,7 +81,7 @@ impl Line {
         let base = self.tracker.base();
         let chunk = Arc::new(self.front.decode(bodies, base));
         for request in chunk.requests() {
-            self.tracker.deliver(request.position.offset);
+            self.tracker.deliver(request.position.offset, None);
         }
         let taken = self.engine.submit(self.submitter, &chunk, 0).expect("the engine runs until it is dropped");
         assert_eq!(taken, bodies.len(), "the queue is deep enough, and every request can be scored");
@@ -96,10 +96,13 @@ impl Line {
                 assert_eq!(end, Finish::Accepted, "each record ends once");
             }
         }
-        self.tracker.run().for_each(|finished| {
-            std::hint::black_box(finished);
+        let mut budget = Budget::new(usize::MAX, usize::MAX);
+        let commit = self.tracker.take(&mut budget, LIMIT, |reply| reply.payload.len());
+        let commit = commit.expect("all are finished");
+        self.tracker.sent().take(commit.records).for_each(|sent| {
+            std::hint::black_box(sent);
         });
-        self.tracker.commit(self.tracker.run_len());
+        self.tracker.commit(&commit);
         scored
     }
 }

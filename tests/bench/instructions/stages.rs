@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use forebay::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry, MemoryPool};
 use forebay::clock;
-use forebay::commit::{Finish, Tracker};
-use forebay::config::ReplyMetadata;
+use forebay::commit::{Budget, Finish, LIMIT, OffsetMap, Tracker};
+use forebay::config::{Ordering, ReplyMetadata};
 use forebay::encode::Encoder;
 use forebay::model::{LoadedModel, Rows, Values};
 use forebay::record::{Chunk, Reply, ScoredBatch, Ticket};
@@ -221,7 +221,7 @@ fn encode() -> anyhow::Result<Round> {
 fn track() -> anyhow::Result<Round> {
     let scored = Scored::new()?;
     let (mut encoder, mut replies) = (Encoder::new(), Vec::new());
-    let mut tracker = Tracker::new(0);
+    let mut tracker = Tracker::new(&OffsetMap::empty(0), Ordering::None);
     Ok(Box::new(move |probe| {
         for batch in scored.batches() {
             encoder.encode_batch(batch, |_| ReplyMetadata::Short, &mut replies);
@@ -236,13 +236,15 @@ fn track() -> anyhow::Result<Round> {
 fn committed(tracker: &mut Tracker<Reply>, replies: &mut Vec<Reply>) -> usize {
     let base = tracker.base();
     for (offset, _) in (base..).zip(replies.iter()) {
-        tracker.deliver(offset);
+        tracker.deliver(offset, None);
     }
     let ends = (base..).zip(replies.drain(..)).map(|(offset, reply)| tracker.finish(offset, reply));
     let accepted = ends.filter(|end| *end == Finish::Accepted).count();
-    tracker.run().for_each(|finished| {
-        black_box(finished);
+    let commit = tracker.take(&mut Budget::new(usize::MAX, usize::MAX), LIMIT, |reply| reply.payload.len());
+    let commit = commit.expect("all are finished");
+    tracker.sent().take(commit.records).for_each(|sent| {
+        black_box(sent);
     });
-    tracker.commit(tracker.run_len());
+    tracker.commit(&commit);
     accepted
 }

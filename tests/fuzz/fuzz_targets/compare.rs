@@ -51,12 +51,14 @@ fn decode(payload: &[u8]) -> Outcome {
         deadline_from: DeadlineFrom::Arrival,
         record_bytes_max: 1 << 20,
         compacted: false,
+        keep_original: false,
     };
     let message = Message {
         topic: "features",
         partition_number: 3,
         position: Position { partition: PartitionId(9), offset: 41 },
         timestamp_ms: None,
+        is_append_time: false,
         key: None,
         payload: Some(payload),
         headers: &[],

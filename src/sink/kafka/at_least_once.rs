@@ -1,0 +1,320 @@
+//! At least once: a reply goes out as soon as it is there, and its position is committed when it has arrived. After a
+//! crash what was not committed comes again.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::super::producer::{ReplyProducer, TransactionError, is_definite};
+use super::refused::{REFUSED_PAUSE, Refused};
+use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError};
+use crate::client::positions;
+use crate::clock;
+use crate::commit::{Budget, Commit};
+use crate::record::{PartitionId, ReplyAddress};
+
+/// A commit without an answer for so long is given up, and made again with what came since.
+const COMMIT_BOUND: Duration = Duration::from_secs(10);
+
+/// What is with the producer, in the order in which it was handed over.
+#[derive(Default)]
+struct Sending {
+    first: usize,
+    entries: VecDeque<Entry>,
+    offsets: Vec<i64>,
+    /// The route's own topic refuses replies until then.
+    paused_until: Option<Instant>,
+    /// Positions that are being committed.
+    commits: Option<(Vec<(PartitionId, Commit)>, Instant)>,
+    last_commit: Option<Instant>,
+}
+
+struct Entry {
+    id: PartitionId,
+    offset: i64,
+    /// Reports that are still to come: of the reply and of its dead letter. 0 when one of them has failed.
+    waits: u8,
+}
+
+impl Sending {
+    fn push(&mut self, id: PartitionId, offset: i64, waits: u8) -> usize {
+        self.entries.push_back(Entry { id, offset, waits });
+        2 * (self.first + self.entries.len() - 1)
+    }
+
+    /// The entry of a report's index, while it waits.
+    fn entry(&mut self, index: usize) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut((index / 2).checked_sub(self.first)?)?;
+        (entry.waits > 0).then_some(entry)
+    }
+
+    /// Forgets what has had its reports.
+    fn shrink(&mut self) {
+        while self.entries.front().is_some_and(|entry| entry.waits == 0) {
+            self.entries.pop_front();
+            self.first += 1;
+        }
+    }
+}
+
+impl Committer {
+    pub(super) fn run_at_least_once(&mut self) -> Result<usize, SinkError> {
+        let mut producer = self.new_producer(Some(self.sink.inbox.clone()))?;
+        if !self.topics_exist(&producer) {
+            return Ok(self.in_flight());
+        }
+        self.sink.ready();
+        let mut sending = Sending::default();
+        loop {
+            let wait = self.patience(&sending);
+            self.gather(wait);
+            self.take_reports(&producer, &mut sending);
+            if let Err(error) = self.send_finished(&producer, &mut sending) {
+                producer = self.replace(producer, &mut sending, &error.to_string())?;
+            } else if let Some(reason) = producer.fatal_error() {
+                producer = self.replace(producer, &mut sending, &reason)?;
+            }
+            self.commit_answered(&mut sending)?;
+            if !self.leaving.is_empty() {
+                self.settle(&producer, &mut sending);
+                self.forget_leaving();
+            }
+            if self.is_over() {
+                return Ok(self.in_flight());
+            }
+        }
+    }
+
+    /// How long there is nothing to do but to wait for events.
+    fn patience(&self, sending: &Sending) -> Duration {
+        let now = clock::now();
+        let left = |until: Instant| until.saturating_duration_since(now);
+        let resume = sending.paused_until.map(left);
+        let interval = self.sink.limits.commit_interval;
+        let commit = sending.last_commit.filter(|_| self.is_news && sending.commits.is_none());
+        let commit = commit.map(|last| left(last + interval).max(Duration::from_millis(1)));
+        resume.into_iter().chain(commit).fold(IDLE, Duration::min)
+    }
+
+    fn take_reports(&mut self, producer: &ReplyProducer, sending: &mut Sending) {
+        for (index, code) in producer.take_reports() {
+            let Some(entry) = sending.entry(index) else { continue };
+            let (id, offset) = (entry.id, entry.offset);
+            let Some(code) = code else {
+                entry.waits -= 1;
+                if entry.waits == 0
+                    && let Some(partition) = self.partitions.get_mut(&id)
+                {
+                    partition.tracker.answered(offset);
+                }
+                self.arrived(sending);
+                continue;
+            };
+            entry.waits = 0;
+            self.not_delivered(sending, id, offset, index % 2 == 1, code);
+        }
+        sending.shrink();
+    }
+
+    /// The route's topics take replies.
+    fn arrived(&mut self, sending: &mut Sending) {
+        if std::mem::take(&mut self.refusing) {
+            sending.paused_until = None;
+            self.sink.ready();
+        }
+        self.sink.watch.back();
+    }
+
+    fn not_delivered(
+        &mut self,
+        sending: &mut Sending,
+        id: PartitionId,
+        offset: i64,
+        is_letter: bool,
+        code: RDKafkaErrorCode,
+    ) {
+        if is_definite(code) && self.refuse(id, offset, is_letter, code) == Refused::Reply {
+            return;
+        }
+        if is_definite(code) {
+            sending.paused_until = Some(clock::now() + REFUSED_PAUSE);
+        } else {
+            tracing::debug!(%code, "a reply was not delivered; it is sent again");
+        }
+        if let Some(partition) = self.partitions.get_mut(&id) {
+            partition.tracker.send_again(offset);
+        }
+    }
+
+    fn send_finished(&mut self, producer: &ReplyProducer, sending: &mut Sending) -> Result<(), TransactionError> {
+        if sending.paused_until.is_some_and(|until| clock::now() < until) {
+            return Ok(());
+        }
+        sending.paused_until = None;
+        let ids: Vec<PartitionId> = self.partitions.keys().copied().collect();
+        let mut offsets = std::mem::take(&mut sending.offsets);
+        for id in ids {
+            let Some(partition) = self.partitions.get_mut(&id) else { continue };
+            offsets.clear();
+            let mut budget = Budget::new(usize::MAX, self.sink.limits.commit_bytes_max.get());
+            partition.tracker.send(&mut budget, Pending::bytes, &mut offsets);
+            for &offset in &offsets {
+                self.send_one(producer, sending, id, offset)?;
+            }
+        }
+        sending.offsets = offsets;
+        Ok(())
+    }
+
+    fn send_one(
+        &mut self,
+        producer: &ReplyProducer,
+        sending: &mut Sending,
+        id: PartitionId,
+        offset: i64,
+    ) -> Result<(), TransactionError> {
+        let Some(pending) = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset)) else {
+            return Ok(());
+        };
+        if let ReplyAddress::Named { topic, partition } = pending.address() {
+            let topic = pending.reply.ticket.chunk.str(topic).to_owned();
+            if self.readdress_wrong(producer, id, offset, &topic, partition)? {
+                return Ok(());
+            }
+        }
+        let Some(pending) = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset)) else {
+            return Ok(());
+        };
+        let waits = u8::from(!pending.dropped) + u8::from(pending.letter);
+        if waits == 0 {
+            if let Some(partition) = self.partitions.get_mut(&id) {
+                partition.tracker.answered(offset);
+            }
+            return Ok(());
+        }
+        let index = sending.push(id, offset, waits);
+        match self.send(producer, pending, index) {
+            Ok(()) => Ok(()),
+            Err(TransactionError::Refused(refused)) => {
+                for refusal in refused {
+                    let refused_index = refusal.index.unwrap_or(index);
+                    if let Some(entry) = sending.entry(refused_index) {
+                        entry.waits = 0;
+                        let (id, offset) = (entry.id, entry.offset);
+                        self.not_delivered(sending, id, offset, refused_index % 2 == 1, refusal.code);
+                    }
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A producer that can send no more is made anew; what was with it is sent again.
+    fn replace(
+        &mut self,
+        producer: ReplyProducer,
+        sending: &mut Sending,
+        reason: &str,
+    ) -> Result<ReplyProducer, SinkError> {
+        self.sink.metrics.producers_recycled.inc();
+        self.count_failure(reason)?;
+        drop(producer);
+        sending.first += sending.entries.len();
+        sending.entries.clear();
+        for partition in self.partitions.values_mut() {
+            partition.tracker.untake();
+        }
+        self.new_producer(Some(self.sink.inbox.clone()))
+    }
+
+    fn commit_answered(&mut self, sending: &mut Sending) -> Result<(), SinkError> {
+        if let Some(done) = self.committed.take()
+            && let Some((commits, _)) = sending.commits.take()
+        {
+            match done {
+                Ok(()) => self.commit(&commits),
+                Err(error) => self.commit_failed(&error)?,
+            }
+        }
+        let now = clock::now();
+        match &sending.commits {
+            Some((_, since)) if now.saturating_duration_since(*since) < COMMIT_BOUND => return Ok(()),
+            _ => sending.commits = None,
+        }
+        if sending.last_commit.is_some_and(|last| now < last + self.sink.limits.commit_interval) {
+            return Ok(());
+        }
+        let commits = self.answered();
+        if commits.is_empty() {
+            self.is_news = false;
+            return Ok(());
+        }
+        sending.last_commit = Some(now);
+        if self.sink.inbox.losses() != self.losses {
+            return Ok(());
+        }
+        match self.sink.group.start_commit(&self.list(&commits)?) {
+            Ok(()) => sending.commits = Some((commits, now)),
+            Err(error) => self.commit_failed(&error)?,
+        }
+        Ok(())
+    }
+
+    fn commit_failed(&mut self, error: &KafkaError) -> Result<(), SinkError> {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            Some(Code::FencedInstanceId) => {
+                Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()))
+            }
+            Some(Code::OffsetMetadataTooLarge) => {
+                self.shrink_maps(self.chars_max);
+                Ok(())
+            }
+            Some(Code::GroupAuthorizationFailed | Code::TopicAuthorizationFailed) => {
+                Err(SinkError::Fatal(format!("not allowed to commit the group's positions: {error}")))
+            }
+            // The group moved on, or no broker can be reached: it is made again.
+            _ => {
+                tracing::debug!(%error, "a commit failed; it is made again");
+                Ok(())
+            }
+        }
+    }
+
+    fn answered(&mut self) -> Vec<(PartitionId, Commit)> {
+        let mut commits = self.take_idle();
+        for (id, partition) in &self.partitions {
+            commits.extend(partition.tracker.answered_commit(self.chars_max).map(|commit| (*id, commit)));
+        }
+        commits
+    }
+
+    fn list(&self, commits: &[(PartitionId, Commit)]) -> Result<rdkafka::TopicPartitionList, SinkError> {
+        let commits = commits.iter().filter_map(|(id, commit)| {
+            let partition = self.partitions.get(id)?;
+            Some((partition.topic.as_str(), partition.number, commit))
+        });
+        positions::commits(commits).map_err(|error| SinkError::Fatal(error.to_string()))
+    }
+
+    /// Partitions leave: what is on its way arrives, and is committed.
+    fn settle(&mut self, producer: &ReplyProducer, sending: &mut Sending) {
+        if self.send_finished(producer, sending).is_err() || producer.flush(CALL_BOUND).is_err() {
+            return;
+        }
+        self.take_reports(producer, sending);
+        // Whatever becomes of the one that is under way, this one covers it.
+        sending.commits = None;
+        let commits = self.answered();
+        let Ok(list) = self.list(&commits) else { return };
+        if list.count() == 0 || self.sink.inbox.losses() != self.losses {
+            return;
+        }
+        match self.sink.group.commit(&list) {
+            Ok(()) => self.commit(&commits),
+            Err(error) => tracing::debug!(%error, "the last commit of partitions that leave failed"),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Exactly once: replies, dead letters and positions in one transaction.
+
+use std::time::{Duration, Instant};
+
+use super::super::producer::{ReplyProducer, TransactionError};
+use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError};
+use crate::client::positions;
+use crate::clock;
+use crate::commit::{Budget, Commit, LIMIT};
+use crate::record::PartitionId;
+
+/// Fewer records than this, right after another transaction, are flushed before the commit: 13 slow cycles in 1,000
+/// instead of 90.
+const FLUSH_FIRST_BELOW: usize = 1000;
+/// Characters of offset maps in one transaction: past 512 kB the broker answers an unknown error, for ever.
+const CHARS_A_TRANSACTION: usize = 384 * 1024;
+
+/// What a transaction takes: of each partition what it sends, and what it commits.
+pub(super) type Take = Vec<(PartitionId, Commit)>;
+
+impl Committer {
+    pub(super) fn run_transactions(&mut self) -> Result<usize, SinkError> {
+        let Some(mut producer) = self.connect()? else { return Ok(self.in_flight()) };
+        if !self.topics_exist(&producer) {
+            return Ok(self.in_flight());
+        }
+        self.sink.ready();
+        loop {
+            let wait = self.wait();
+            self.gather(wait);
+            if self.is_news && (self.wait().is_zero() || !self.leaving.is_empty()) {
+                producer = match self.transact(producer)? {
+                    Some(producer) => producer,
+                    None => return Ok(self.in_flight()),
+                };
+            }
+            self.forget_leaving();
+            if self.is_over() {
+                return Ok(self.in_flight());
+            }
+        }
+    }
+
+    /// How long to wait for events: until the next transaction is due, or idly.
+    fn wait(&self) -> Duration {
+        if !self.is_news {
+            return IDLE;
+        }
+        let due = self.last_begin.map(|begin| begin + self.sink.limits.commit_interval);
+        due.map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()))
+    }
+
+    /// Sends what is finished. Gives back the producer, a new one after a failure, or none when the worker stops.
+    fn transact(&mut self, producer: ReplyProducer) -> Result<Option<ReplyProducer>, SinkError> {
+        let begin = clock::now();
+        let mut take = self.take();
+        loop {
+            match self.check_addresses(&producer, &take) {
+                Ok(0) => break,
+                // What stands in for a wrong one goes elsewhere, which is right: all are taken anew.
+                Ok(_) => {
+                    self.untake();
+                    take = self.take();
+                }
+                Err(error) => return self.failed(producer, &error, &take, begin),
+            }
+        }
+        if take.is_empty() {
+            self.is_news = false;
+            return Ok(Some(producer));
+        }
+        let back_to_back = self.last_end.is_some_and(|end| begin.saturating_duration_since(end) < IDLE / 10);
+        self.last_begin = Some(begin);
+        let done = self.try_transact(&producer, &take, back_to_back);
+        let end = clock::now();
+        self.last_end = Some(end);
+        match done {
+            Ok(()) => {
+                self.commit(&take);
+                self.records_max = self.records_max.saturating_mul(2);
+                if std::mem::take(&mut self.refusing) {
+                    self.sink.ready();
+                }
+                self.sink.metrics.commit_seconds.observe((end - begin).as_secs_f64());
+                Ok(Some(producer))
+            }
+            Err(error) => self.failed(producer, &error, &take, begin),
+        }
+    }
+
+    fn failed(
+        &mut self,
+        producer: ReplyProducer,
+        error: &TransactionError,
+        take: &Take,
+        begin: Instant,
+    ) -> Result<Option<ReplyProducer>, SinkError> {
+        self.sink.metrics.transactions_aborted.inc();
+        self.after_error(error, take, clock::now() - begin)?;
+        producer.abort(Duration::from_secs(2));
+        drop(producer);
+        self.untake();
+        self.recycle()
+    }
+
+    fn untake(&mut self) {
+        for partition in self.partitions.values_mut() {
+            partition.tracker.untake();
+        }
+    }
+
+    fn try_transact(
+        &self,
+        producer: &ReplyProducer,
+        take: &Take,
+        back_to_back: bool,
+    ) -> Result<(), TransactionError> {
+        fail::fail_point!("sink::begin");
+        let start = clock::now();
+        producer.begin()?;
+        // Positions first: right after another transaction the broker answers "concurrent transactions" to what comes
+        // first, which librdkafka asks again after retry.backoff.ms for positions, but after 20 ms for replies.
+        let group = self.sink.group.metadata();
+        let group = group.ok_or_else(|| TransactionError::Connection("the consumer has left its group".to_owned()))?;
+        fail::fail_point!("sink::metadata_taken");
+        if self.sink.inbox.losses() != self.losses {
+            return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
+        }
+        let commits = take.iter().map(|(id, commit)| {
+            let partition = &self.partitions[id];
+            (partition.topic.as_str(), partition.number, commit)
+        });
+        let list = positions::commits(commits).map_err(|error| TransactionError::Failed(error.to_string()))?;
+        producer.send_offsets(&list, &group, CALL_BOUND)?;
+        fail::fail_point!("sink::positions_sent", |_| Err(TransactionError::Connection("a fail point".to_owned())));
+        let positions_sent = clock::now();
+        let mut index = 0;
+        for (id, commit) in take {
+            for (_, pending) in self.partitions[id].tracker.sent().take(commit.records) {
+                self.send(producer, pending, 2 * index)?;
+                index += 1;
+            }
+        }
+        fail::fail_point!("sink::produced");
+        let produced = clock::now();
+        if back_to_back && index < FLUSH_FIRST_BELOW {
+            producer.flush(CALL_BOUND)?;
+        }
+        fail::fail_point!("sink::flushed");
+        let flushed = clock::now();
+        producer.commit(CALL_BOUND)?;
+        tracing::trace!(
+            records = index,
+            positions = ?(positions_sent - start),
+            produce = ?(produced - positions_sent),
+            flush = ?(flushed - produced),
+            commit = ?(clock::now() - flushed),
+            "committed"
+        );
+        fail::fail_point!("sink::committed", |_| Err(TransactionError::Connection("a fail point".to_owned())));
+        Ok(())
+    }
+
+    /// Lowest offsets first, as many as one transaction may hold. Each time another partition is served first, so that a
+    /// full transaction of one does not keep the others waiting for ever.
+    fn take(&mut self) -> Take {
+        self.turn += 1;
+        let start = self.turn % self.partitions.len().max(1);
+        let records = (self.sink.limits.commit_records_max.get() as usize).min(self.records_max);
+        let mut budget = Budget::new(records, self.sink.limits.commit_bytes_max.get());
+        let mut chars = CHARS_A_TRANSACTION;
+        let mut take = self.take_idle();
+        let ids: Vec<PartitionId> = self.partitions.keys().copied().collect();
+        for id in ids[start..].iter().chain(&ids[..start]) {
+            if budget.is_spent() || chars < LIMIT {
+                break;
+            }
+            let Some(partition) = self.partitions.get_mut(id) else { continue };
+            if let Some(commit) = partition.tracker.take(&mut budget, self.chars_max, Pending::bytes) {
+                chars -= commit.chars.min(chars);
+                take.push((*id, commit));
+            }
+        }
+        take
+    }
+}

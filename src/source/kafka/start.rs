@@ -1,0 +1,261 @@
+//! Where an assigned partition starts, asked on a thread of its own: a transaction that a killed worker left open hides
+//! the committed positions for as long as it may last, and meanwhile the partitions that are here already go on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+
+use super::{GroupConsumer, SourceError, not_authorised};
+use crate::client::positions::{self, Committed};
+use crate::clock::Stop;
+use crate::commit::{OffsetMap, Reading};
+use crate::config::{Kafka, OnBadPosition, StartPosition};
+use crate::record::PartitionId;
+
+/// How long one question to the broker may take; it is asked again until answered.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for one partition, when all together found no answer: one that must wait holds back no other.
+const SINGLE_TIMEOUT: Duration = Duration::from_millis(250);
+/// A question that is refused at once must not be a busy loop.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// An assigned partition whose start is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) id: PartitionId,
+    pub(super) topic: String,
+    pub(super) number: i32,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// It starts here.
+    Start { asked: Asked, committed: OffsetMap, lost: u64 },
+    /// It must not be read until somebody has looked.
+    Stop { asked: Asked, reason: String },
+    /// The worker cannot go on.
+    Fail(SourceError),
+}
+
+/// The thread's state.
+pub(super) struct Starter {
+    pub(super) consumer: Arc<GroupConsumer>,
+    pub(super) limits: Kafka,
+    pub(super) stop: Arc<Stop>,
+    pub(super) answers: Sender<Answer>,
+    /// Partitions of each topic when it was first seen: those beyond were added while this worker ran.
+    pub(super) first_counts: HashMap<String, i32>,
+}
+
+impl Starter {
+    /// Until nobody asks any more.
+    pub(super) fn run(mut self, asked: &Receiver<Vec<Asked>>) {
+        let mut pending: Vec<Asked> = Vec::new();
+        let mut said = false;
+        loop {
+            if pending.is_empty() {
+                said = false;
+                match asked.recv() {
+                    Ok(more) => pending.extend(more),
+                    Err(_) => return,
+                }
+            }
+            loop {
+                match asked.try_recv() {
+                    Ok(more) => pending.extend(more),
+                    Err(crossbeam_channel::TryRecvError::Empty) => break,
+                    Err(crossbeam_channel::TryRecvError::Disconnected) => return,
+                }
+            }
+            pending.retain(|asked| self.consumer.context().is_wanted(asked.id));
+            if pending.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.answer(&mut pending, QUESTION_TIMEOUT) {
+                if self.is_fatal(&error) {
+                    return;
+                }
+                if !said && !self.consumer.context().watch.is_away() {
+                    let partitions: Vec<_> = pending.iter().map(|p| format!("{}/{}", p.topic, p.number)).collect();
+                    tracing::info!(%error, ?partitions, "waiting for the committed positions");
+                    said = true;
+                }
+                let mut left = Vec::new();
+                for one in std::mem::take(&mut pending) {
+                    let mut one = vec![one];
+                    if self.answer(&mut one, SINGLE_TIMEOUT).is_err_and(|error| self.is_fatal(&error)) {
+                        return;
+                    }
+                    left.append(&mut one);
+                }
+                pending = left;
+            }
+            if self.stop.requested() {
+                return;
+            }
+            if !pending.is_empty() {
+                std::thread::sleep(AGAIN);
+            }
+        }
+    }
+
+    fn is_fatal(&self, error: &KafkaError) -> bool {
+        use RDKafkaErrorCode as Code;
+        let failure = match error.rdkafka_error_code() {
+            Some(Code::FencedInstanceId) => SourceError::Fenced,
+            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => not_authorised(error),
+            _ => return false,
+        };
+        self.tell(Answer::Fail(failure));
+        true
+    }
+
+    fn tell(&self, answer: Answer) {
+        // Who asked may have gone.
+        let _ = self.answers.send(answer);
+    }
+
+    /// Answers those that can be answered and leaves the others in the list.
+    fn answer(&mut self, pending: &mut Vec<Asked>, timeout: Duration) -> KafkaResult<()> {
+        let mut list = TopicPartitionList::new();
+        for Asked { topic, number, .. } in pending.iter() {
+            list.add_partition(topic, *number);
+        }
+        let (committed, refused) = positions::committed(&self.consumer.committed_offsets(list, timeout)?);
+        self.consumer.context().watch.back();
+        for committed in committed {
+            let is = |asked: &Asked| asked.topic == committed.topic && asked.number == committed.number;
+            let Some(index) = pending.iter().position(is) else { continue };
+            let bounds = self.consumer.fetch_watermarks(&committed.topic, committed.number, timeout)?;
+            let answer = self.start(pending[index].clone(), &committed, bounds)?;
+            if let Answer::Start { asked, committed: map, .. } = &answer
+                && Some(map.base()) != committed.position
+            {
+                // Else a crash before the first commit would start a "latest" group at a later end, past unread records.
+                let mut first = TopicPartitionList::new();
+                positions::add_commit(&mut first, &asked.topic, asked.number, map)?;
+                self.consumer.commit(&first, CommitMode::Sync)?;
+            }
+            self.tell(answer);
+            pending.swap_remove(index);
+        }
+        refused.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    fn start(&mut self, asked: Asked, committed: &Committed, (low, high): (i64, i64)) -> KafkaResult<Answer> {
+        let Asked { topic, number, .. } = &asked;
+        let place = format!("{topic}/{number}");
+        let Some(position) = committed.position else {
+            let added = *number >= self.first_count(topic)?;
+            let start = match self.limits.start {
+                // What was written to it before this worker knew of it is new to the group too.
+                _ if added => low,
+                StartPosition::Earliest => low,
+                StartPosition::Latest => high,
+                StartPosition::Error => {
+                    return Ok(Answer::Fail(SourceError::Fatal(format!(
+                        "the group has no committed position for {place}; set kafka.start to \"earliest\" or \"latest\""
+                    ))));
+                }
+            };
+            return Ok(Answer::Start { asked, committed: OffsetMap::empty(start), lost: 0 });
+        };
+        let map = match committed.read(position) {
+            Reading::Nothing => OffsetMap::empty(position),
+            Reading::Ours(map) => map,
+            Reading::Foreign => {
+                tracing::info!(topic, partition = number, position, "taking over from another kind of consumer");
+                OffsetMap::empty(position)
+            }
+            Reading::ParallelConsumer(map) => {
+                let open = map.open().len();
+                tracing::info!(topic, partition = number, position, open, "taking over from a Parallel Consumer");
+                map
+            }
+            Reading::Stale { base, .. } => {
+                tracing::warn!(topic, partition = number, position, base, "the group was reset: its offset map is of another position and ignored");
+                OffsetMap::empty(position)
+            }
+            Reading::Damaged(reason) if self.limits.on_bad_offset_map == OnBadPosition::Continue => {
+                tracing::error!(topic, partition = number, reason, "the offset map is damaged and ignored, as kafka.on_bad_offset_map says: records may be answered twice");
+                OffsetMap::empty(position)
+            }
+            Reading::Damaged(reason) => {
+                let reason = format!(
+                    "the offset map of {place} at {position} is damaged ({reason}): which records above it are answered is unknown. Set \
+                     kafka.on_bad_offset_map = \"continue\" to score them all again, or reset the group's offsets"
+                );
+                return Ok(Answer::Stop { asked, reason });
+            }
+            Reading::UnknownVersion(version) => {
+                return Ok(Answer::Fail(SourceError::Fatal(format!(
+                    "the offset map of {place} has version {version}, which a newer forebay wrote; run that one, or reset the group's offsets"
+                ))));
+            }
+        };
+        if map.end().max(position) > high {
+            if self.limits.on_bad_position == OnBadPosition::Continue {
+                tracing::error!(topic, partition = number, position, end = high, "the position lies past the topic's end; going on at the end, as kafka.on_bad_position says");
+                return Ok(Answer::Start { asked, committed: OffsetMap::empty(high), lost: 0 });
+            }
+            let reason = format!(
+                "the group's position {position} in {place} lies past its end {high}: the topic was truncated or recreated. Set \
+                 kafka.on_bad_position = \"continue\" to go on at the end, or reset the group's offsets"
+            );
+            return Ok(Answer::Stop { asked, reason });
+        }
+        let (committed, lost) = raise(&map, low);
+        if lost > 0 {
+            tracing::error!(topic, partition = number, lost, "retention removed records before they were read");
+        }
+        Ok(Answer::Start { asked, committed, lost })
+    }
+
+    fn first_count(&mut self, topic: &str) -> KafkaResult<i32> {
+        if let Some(count) = self.first_counts.get(topic) {
+            return Ok(*count);
+        }
+        let metadata = self.consumer.fetch_metadata(Some(topic), QUESTION_TIMEOUT)?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let count = found.map_or(0, |found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX));
+        self.first_counts.insert(topic.to_owned(), count);
+        Ok(count)
+    }
+}
+
+/// What is left of a committed map when the topic starts at `low`, and how many records that were not answered are gone.
+fn raise(map: &OffsetMap, low: i64) -> (OffsetMap, u64) {
+    if low <= map.base() {
+        return (map.clone(), 0);
+    }
+    let (gone, open): (Vec<i64>, Vec<i64>) = map.open().iter().partition(|&&open| open < low);
+    let beyond = (low - map.end()).max(0);
+    let lost = gone.len() as u64 + beyond.unsigned_abs();
+    let raised = match open.first() {
+        Some(&first) => OffsetMap::new(first, map.end(), open),
+        None => OffsetMap::empty(low.max(map.end())),
+    };
+    (raised, lost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_takes_open_records_first_and_counts_them() {
+        let map = OffsetMap::new(10, 20, vec![10, 13, 18]);
+        assert_eq!(raise(&map, 5), (map.clone(), 0));
+        assert_eq!(raise(&map, 10), (map.clone(), 0));
+        assert_eq!(raise(&map, 12), (OffsetMap::new(13, 20, vec![13, 18]), 1));
+        assert_eq!(raise(&map, 19), (OffsetMap::empty(20), 3));
+        assert_eq!(raise(&map, 25), (OffsetMap::empty(25), 8));
+        assert_eq!(raise(&OffsetMap::empty(10), 12), (OffsetMap::empty(12), 2));
+    }
+}
