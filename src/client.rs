@@ -23,6 +23,8 @@ use self::positions::Committed;
 pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that a produced reply or a request to a broker may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long after a broker came back it may still be said that it is away.
+const STALE_WORD: Duration = Duration::from_secs(1);
 /// How long the group waits for a silent member.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -158,13 +160,14 @@ fn millis(duration: Duration) -> String {
 pub(crate) struct BrokerWatch {
     away: AtomicBool,
     since: Mutex<Option<Instant>>,
+    back_at: Mutex<Option<Instant>>,
     brokers: String,
     metrics: Arc<Metrics>,
 }
 
 impl BrokerWatch {
     pub(crate) fn new(brokers: &str, metrics: Arc<Metrics>) -> Self {
-        Self { away: AtomicBool::new(false), since: Mutex::new(None), brokers: brokers.to_owned(), metrics }
+        Self { away: AtomicBool::new(false), since: Mutex::new(None), back_at: Mutex::new(None), brokers: brokers.to_owned(), metrics }
     }
 
     pub(crate) fn is_away(&self) -> bool {
@@ -172,6 +175,10 @@ impl BrokerWatch {
     }
 
     pub(crate) fn gone(&self, reason: &str) {
+        // Another client's word may have been under way when the broker came back.
+        if self.back_at.lock().is_some_and(|back| clock::now() - back < STALE_WORD) {
+            return;
+        }
         if !self.away.swap(true, Ordering::Relaxed) {
             *self.since.lock() = Some(clock::now());
             self.metrics.broker_away.set(1);
@@ -183,6 +190,7 @@ impl BrokerWatch {
         // The plain load keeps the usual case, a broker that was never away, free of writes.
         if self.is_away() && self.away.swap(false, Ordering::Relaxed) {
             self.metrics.broker_away.set(0);
+            *self.back_at.lock() = Some(clock::now());
             let away = self.since.lock().take().map(|since| clock::now() - since).unwrap_or_default();
             tracing::info!(brokers = %self.brokers, away_s = away.as_secs_f64(), "a broker is back");
         }

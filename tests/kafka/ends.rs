@@ -9,7 +9,7 @@ use crate::{Shared, Toml};
 pub(crate) fn sigterm_drains(shared: &Shared) {
     let (input, output) = shared.topics("drain", 2);
     let toml = Toml::new("drain").text(&shared.kafka.brokers());
-    let mut worker = Worker::start(&toml, "drain", "score::batch=sleep(5)");
+    let mut worker = Worker::start(&toml, "drain", "score::batch=sleep(100)");
     worker.wait_ready();
     let records: Vec<_> = (0..5000).map(|row| Record::new(&row.to_string(), shared.higgs.request(row))).collect();
     shared.kafka.send(&input, &records);

@@ -95,7 +95,7 @@ pub(crate) fn killed_at_each_step(shared: &Shared) {
 
 pub(crate) fn a_lost_answer(shared: &Shared) {
     let (input, output) = shared.topics("answer", 2);
-    let toml = Toml::new("answer").text(&shared.kafka.brokers());
+    let toml = Toml { kafka: "commit_records_max = 20", ..Toml::new("answer") }.text(&shared.kafka.brokers());
     // The third commit succeeds, but its answer never comes; the fifth transaction fails before its commit.
     let failpoints = "sink::committed=2*off->1*return->off;sink::positions_sent=5*off->1*return->off";
     let mut worker = Worker::start(&toml, "answer", failpoints);
