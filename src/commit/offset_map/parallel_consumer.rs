@@ -145,3 +145,138 @@ fn open_below(open: &mut Vec<i64>, from: i64, to: i64) -> Option<()> {
     open.extend(from..to);
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::Reading;
+
+    /// See the README beside them.
+    const VECTORS: &str = include_str!("../../../tests/data/offset_maps/parallel_consumer.tsv");
+    const STREAMS: &str = include_str!("../../../tests/data/offset_maps/kafka_streams.txt");
+
+    fn read(metadata: &str, committed: i64) -> Reading {
+        OffsetMap::read(metadata.as_bytes(), "features", 3, committed)
+    }
+
+    /// Base64 of a magic and data.
+    fn text(magic: u8, data: &[u8]) -> String {
+        STANDARD.encode([&[magic], data].concat())
+    }
+
+    fn packed(magic: u8, data: &[u8]) -> String {
+        text(magic, &zstd::bulk::compress(data, 3).expect("memory"))
+    }
+
+    /// `0,13-22` from `base`.
+    fn open_offsets(base: i64, ranges: &str) -> Vec<i64> {
+        let number = |text: &str| text.parse::<i64>().expect("a number");
+        let ranges = ranges.split(',').filter(|range| !range.is_empty());
+        ranges
+            .flat_map(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                base + number(first)..=base + number(last)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn reads_what_its_own_encoders_wrote() {
+        let mut encodings = std::collections::BTreeSet::new();
+        for line in VECTORS.lines() {
+            let [release, case, encoding, base, end, open, metadata] =
+                line.split('\t').collect::<Vec<_>>().try_into().expect("seven columns");
+            let (base, mut end): (i64, i64) = (base.parse().expect("base"), end.parse().expect("end"));
+            let mut open = open_offsets(base, open);
+            // What is open at the end says nothing, and is left off.
+            while open.pop_if(|last| *last == end - 1).is_some() {
+                end -= 1;
+            }
+            let wanted = Reading::ParallelConsumer(OffsetMap::new(base, end, open));
+            assert_eq!(read(metadata, base), wanted, "{release} {case} {encoding}");
+            encodings.insert(encoding);
+        }
+        assert_eq!(encodings.len(), 8, "{encodings:?}");
+    }
+
+    #[test]
+    fn kafka_streams_is_foreign() {
+        assert!(STREAMS.lines().count() > 0);
+        for metadata in STREAMS.lines().chain(["AQAAAYvP5WgA"]) {
+            assert_eq!(read(metadata, 7), Reading::Foreign, "{metadata}");
+        }
+    }
+
+    #[test]
+    fn plain_data_that_its_encoder_would_not_write_is_foreign() {
+        let cases: [(u8, &[u8]); 17] = [
+            (b'l', &[]),
+            (b'l', &[0]),
+            (b'l', &[0, 9, 0xff]),
+            (b'l', &[0, 9, 0xff, 1, 0, 0]),
+            // A bit past the last offset, a length below 0.
+            (b'l', &[0, 9, 0xff, 2, 0]),
+            (b'l', &[0xff, 0xf8, 0]),
+            (b'o', &[0, 0, 0, 9, 0xff, 1]),
+            (b'o', &[0, 0, 0, 9, 0xff, 1, 0, 0]),
+            (b'o', &[0xff, 0xff, 0xff, 0xff, 0]),
+            (b'n', &[]),
+            (b'n', &[0, 1, 0]),
+            (b'n', &[0, 1, 0, 0]),
+            (b'n', &[0, 1, 0xff, 0xff]),
+            (b'e', &[0, 0, 0, 1, 0, 0]),
+            // 2³¹ - 1 open offsets.
+            (b'e', &[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 1]),
+            (b'L', &[1, 0]),
+            (b'a', &[0, 9, 0xff, 1, 0]),
+        ];
+        for (magic, data) in cases {
+            assert_eq!(read(&text(magic, data), 7), Reading::Foreign, "{} {data:?}", char::from(magic));
+        }
+        // Without its padding; with more after it.
+        for metadata in ["bAACAg", "bAACAg==\n", "bAACAg==bAACAg=="] {
+            assert_eq!(read(metadata, 7), Reading::Foreign);
+        }
+    }
+
+    #[test]
+    fn packed_data_that_can_not_be_read_is_damaged() {
+        let bits = vec![0xaa_u8; 4_000];
+        let good = [&32_000_i32.to_be_bytes()[..], &bits, &[0]].concat();
+        assert!(matches!(read(&packed(b's', &good), 7), Reading::ParallelConsumer(_)));
+        let mut cut = STANDARD.decode(packed(b's', &good)).expect("base64");
+        cut.pop();
+        let cases = [
+            (packed(b's', &good[1..]), "BitSetV2, packed, but its content is not of that form"),
+            (packed(b'a', &good), "BitSet, packed, but its content is not of that form"),
+            (packed(0xee, &[0, 1, 0]), "ByteArray, packed, but its content is not of that form"),
+            (packed(b's', &vec![0; UNPACKED_BYTES_MAX + 1]), "BitSetV2, packed, but Destination buffer is too small"),
+            (STANDARD.encode(cut), "BitSetV2, packed, but Src size is incorrect"),
+        ];
+        for (metadata, wanted) in cases {
+            let Reading::Damaged(reason) = read(&metadata, 7) else { panic!("{wanted}: not refused") };
+            assert!(reason.contains(wanted), "{reason}");
+        }
+    }
+
+    #[test]
+    fn offsets_stay_within_i64() {
+        let two = text(b'n', &[0, 1, 0, 1]);
+        assert_eq!(read(&two, i64::MAX - 1), Reading::Foreign);
+        let map = OffsetMap::new(i64::MAX - 2, i64::MAX, vec![i64::MAX - 2]);
+        assert_eq!(read(&two, i64::MAX - 2), Reading::ParallelConsumer(map));
+        for committed in [-1, i64::MIN] {
+            assert_eq!(read(&two, committed), Reading::Foreign);
+        }
+    }
+
+    #[test]
+    fn too_many_open_offsets_are_refused() {
+        let runs = |open: usize| {
+            let open = i32::try_from(open).expect("few enough");
+            text(b'e', &[open.to_be_bytes(), 1_i32.to_be_bytes()].concat())
+        };
+        assert!(matches!(read(&runs(OPEN_MAX), 0), Reading::ParallelConsumer(map) if map.open().len() == OPEN_MAX));
+        assert_eq!(read(&runs(OPEN_MAX + 1), 0), Reading::Foreign);
+    }
+}
