@@ -52,9 +52,10 @@ target/models/index-%.json: tests/models_%.py tests/models.py tests/requirements
 
 target/models/index-forest.json: tests/xgboost_binary.py
 
-fuzz: setup target/models/index-forest.json ## Damage a million model files a reader, and five million JSON bodies
+fuzz: setup target/models/index-forest.json ## Damage a million model files a reader, five million JSON bodies, as many offset maps
 	FOREST_MUTATIONS=1000000 $(CARGO) test $(BUILD) --test mutate_forest -- --nocapture
 	cd tests/fuzz && $(CARGO_PATH) CARGO_TARGET_DIR=$(CURDIR)/target/fuzz cargo run --release --bin mutate -- 5000000
+	cd tests/fuzz && $(CARGO_PATH) CARGO_TARGET_DIR=$(CURDIR)/target/fuzz cargo run --release --bin mutate_maps -- 5000000
 
 bench: setup build ## Measure the worker beside its floor and its peers, on its own broker
 	@tests/setup/bench

@@ -23,8 +23,8 @@
 //! Invariants:
 //! 1. A map has one text, and a text of ours one map: what differs in a bit from what `encode` writes is not ours.
 //! 2. Closing an offset never makes the text longer; nor does it when the base then moves up to the next open one.
-//! 3. Reading is total: any bytes have a [`Reading`]. It needs at most 86 bytes of memory for a byte of its input, and
-//!    about 10 MiB where a map of Parallel Consumer's is unpacked.
+//! 3. Reading is total: any bytes have a [`Reading`], and it takes at most 50 bytes of memory for a byte of ours, and
+//!    24 MiB for a map of Parallel Consumer's.
 
 mod parallel_consumer;
 mod size;
