@@ -22,7 +22,8 @@
 //!
 //! Invariants:
 //! 1. A map has one text, and a text of ours one map: what differs in a bit from what `encode` writes is not ours.
-//! 2. Closing an offset never makes the text longer; nor does it when the base then moves up to the next open one.
+//! 2. Closing an offset never lengthens a text that is not empty; nor does it when the base then moves up to the next
+//!    open one.
 //! 3. Reading is total: any bytes have a [`Reading`], and it takes at most 50 bytes of memory for a byte of ours, and
 //!    24 MiB for a map of Parallel Consumer's.
 
