@@ -4,6 +4,11 @@
 #![allow(unreachable_pub, reason = "it is a module of several test binaries")]
 #![allow(clippy::unwrap_used, reason = "in a test the panic is the report")]
 
+pub mod checks;
+pub mod group;
+pub mod raw;
+pub mod stream;
+
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -109,35 +114,22 @@ impl Kafka {
         }
     }
 
+    /// It keeps the order of its records, whatever it sends again.
     pub fn producer(&self) -> ThreadedProducer<DefaultProducerContext> {
-        self.client().set("linger.ms", "2").create().unwrap()
+        self.client().set("linger.ms", "2").set("enable.idempotence", "true").create().unwrap()
     }
 
     /// Sends records and waits for all acknowledgements.
     pub fn send(&self, topic: &str, records: &[Record]) {
         let producer = self.producer();
         for record in records {
-            let mut out = BaseRecord::<[u8], [u8]>::to(topic);
-            if let Some(key) = &record.key {
-                out = out.key(key);
-            }
-            if let Some(payload) = &record.payload {
-                out = out.payload(payload);
-            }
-            if let Some(partition) = record.partition {
-                out = out.partition(partition);
-            }
-            let mut headers = OwnedHeaders::new();
-            for (name, value) in &record.headers {
-                headers = headers.insert(Header { key: name, value: Some(value) });
-            }
-            producer.send(out.headers(headers)).map_err(|(error, _)| error).unwrap();
+            record.send(&producer, topic);
         }
         producer.flush(BOUND).unwrap();
     }
 
-    /// Reads a topic from its beginning, committed records only, until `count` are there and the end is reached.
-    pub fn read(&self, topic: &str, count: usize) -> Vec<Record> {
+    /// A reader of a whole topic from its beginning, of committed records only, and the number of its partitions.
+    pub fn reader(&self, topic: &str) -> (BaseConsumer, usize) {
         let consumer: BaseConsumer = self
             .client()
             .set("group.id", "test-reader")
@@ -153,6 +145,12 @@ impl Kafka {
             all.add_partition_offset(topic, i32::try_from(partition).unwrap(), Offset::Beginning).unwrap();
         }
         consumer.assign(&all).unwrap();
+        (consumer, partitions)
+    }
+
+    /// Reads a topic from its beginning, committed records only, until `count` are there and the end is reached.
+    pub fn read(&self, topic: &str, count: usize) -> Vec<Record> {
+        let (consumer, partitions) = self.reader(topic);
         let mut at_end = vec![false; partitions];
         let mut records = Vec::new();
         let mut progressed = clock::now();
@@ -218,6 +216,8 @@ pub struct Record {
     pub payload: Option<Vec<u8>>,
     pub partition: Option<i32>,
     pub headers: Vec<(String, Vec<u8>)>,
+    /// Where it was read.
+    pub offset: i64,
 }
 
 impl Record {
@@ -230,7 +230,31 @@ impl Record {
         self
     }
 
-    fn of(message: &rdkafka::message::BorrowedMessage<'_>) -> Self {
+    pub fn to_partition(mut self, partition: i32) -> Self {
+        self.partition = Some(partition);
+        self
+    }
+
+    /// Hands it to a producer.
+    pub fn send(&self, producer: &ThreadedProducer<DefaultProducerContext>, topic: &str) {
+        let mut out = BaseRecord::<[u8], [u8]>::to(topic);
+        if let Some(key) = &self.key {
+            out = out.key(key);
+        }
+        if let Some(payload) = &self.payload {
+            out = out.payload(payload);
+        }
+        if let Some(partition) = self.partition {
+            out = out.partition(partition);
+        }
+        let mut headers = OwnedHeaders::new();
+        for (name, value) in &self.headers {
+            headers = headers.insert(Header { key: name, value: Some(value) });
+        }
+        producer.send(out.headers(headers)).map_err(|(error, _)| error).unwrap();
+    }
+
+    pub fn of(message: &rdkafka::message::BorrowedMessage<'_>) -> Self {
         let headers = message
             .headers()
             .map(|headers| headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect());
@@ -239,6 +263,7 @@ impl Record {
             payload: message.payload().map(<[u8]>::to_vec),
             partition: Some(message.partition()),
             headers: headers.unwrap_or_default(),
+            offset: message.offset(),
         }
     }
 
@@ -325,6 +350,11 @@ impl Worker {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The process's number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn exit(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -381,6 +411,17 @@ impl Higgs {
 
     pub fn request(&self, row: usize) -> String {
         format!("{{\"id\":\"r{row}\",\"features\":{}}}", self.rows[row])
+    }
+
+    /// Record `n` of a stream longer than the rows, which come again and again, with a priority of its own.
+    pub fn request_at(&self, n: usize, priority: usize) -> String {
+        let row = &self.rows[n % self.rows.len()];
+        format!("{{\"id\":\"r{n}\",\"features\":{row},\"priority\":{priority}}}")
+    }
+
+    /// What record `n` of a stream must be answered with.
+    pub fn score_at(&self, n: usize) -> f64 {
+        self.scores[n % self.scores.len()]
     }
 
     pub fn model() -> PathBuf {
