@@ -12,10 +12,23 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 
 use crate::clients::{self, PARTITIONS};
-use crate::stream::{Format, Reply, Stream};
+use crate::stream::{Format, NO_WORK_SCORE, Reply, Stream};
 
 /// A topic of this size is read in seconds.
 const END_BOUND: Duration = Duration::from_secs(60);
+
+/// What a reply holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The record's own score.
+    Score,
+    /// The same score for all.
+    NoWork,
+    /// The request again.
+    Copy,
+    /// The request again, with a header that it came without.
+    CopyWithHeader,
+}
 
 /// When each record of the latency phase was handed to the feeder, in microseconds since the start; 0 is not yet.
 pub(crate) struct SentUs {
@@ -52,8 +65,7 @@ pub(crate) struct Ledger<'a> {
 /// What the reply topic holds so far.
 pub(crate) struct Counts<'a> {
     stream: &'a Stream,
-    /// Replies are the requests again.
-    copies: bool,
+    answer: Answer,
     replies_of: Vec<u32>,
     answered: usize,
     wrong: usize,
@@ -70,10 +82,10 @@ pub(crate) struct Counts<'a> {
 }
 
 impl<'a> Ledger<'a> {
-    pub(crate) fn new(stream: &'a Stream, brokers: &str, topic: &str, copies: bool) -> anyhow::Result<Self> {
+    pub(crate) fn new(stream: &'a Stream, brokers: &str, topic: &str, answer: Answer) -> anyhow::Result<Self> {
         let counts = Counts {
             stream,
-            copies,
+            answer,
             replies_of: Vec::new(),
             answered: 0,
             wrong: 0,
@@ -135,8 +147,9 @@ impl<'a> Ledger<'a> {
 }
 
 impl Counts<'_> {
-    /// So many more records are being sent; those from number `timed_from` on have a latency.
+    /// So many more records are being sent; those from number `timed_from` on have a latency, and only they.
     pub(crate) fn expect(&mut self, records: usize, timed_from: usize) {
+        self.latency_us.reset();
         self.replies_of.resize(self.replies_of.len() + records, 0);
         self.timed_from = timed_from;
     }
@@ -191,12 +204,15 @@ impl Counts<'_> {
         }
         self.answered += usize::from(self.replies_of[record] == 0);
         self.replies_of[record] += 1;
-        if self.copies {
-            if !headers || payload != self.stream.request(record, Format::Reference).as_bytes() {
-                self.wrong("not what was sent", payload);
-            }
-        } else if !reply.score().is_some_and(|score| self.stream.is_score(record, score)) {
-            self.wrong(&format!("expected {}", self.stream.score(record)), payload);
+        let is_copy = || payload == self.stream.request(record, Format::Reference).as_bytes();
+        let right = match self.answer {
+            Answer::Copy => is_copy(),
+            Answer::CopyWithHeader => headers && is_copy(),
+            Answer::NoWork => reply.score() == Some(NO_WORK_SCORE),
+            Answer::Score => reply.score().is_some_and(|score| self.stream.is_score(record, score)),
+        };
+        if !right {
+            self.wrong(&format!("wants {:?}, r{record} scores {}", self.answer, self.stream.score(record)), payload);
         }
     }
 

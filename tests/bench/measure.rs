@@ -13,10 +13,10 @@ use forebay::clock;
 use rdkafka::consumer::BaseConsumer;
 
 use crate::clients::{self, Feeder, PARTITIONS};
-use crate::ledger::{Ledger, SentUs};
+use crate::ledger::{Answer, Ledger, SentUs};
 use crate::progress::Progress;
-use crate::stream::Stream;
-use crate::subject::{CpuUs, Place, Process, Subject};
+use crate::stream::{Format, Stream};
+use crate::subject::{CpuUs, LATENCY_RATES, Place, Process, Subject};
 use crate::support::Kafka;
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(50);
@@ -25,10 +25,10 @@ const DONE_AFTER: Duration = Duration::from_secs(1);
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// The steady middle, as shares of all records. It ends early: what was fetched ahead must be as much at both ends.
 const MIDDLE: (f64, f64) = (0.15, 0.75);
-/// The rate of the latency phase, where the subject can do twice that.
-const RATE_PER_S: f64 = 1000.0;
-/// How long the latency phase is, after a second that is not timed.
+/// How long a latency phase is, after a second that is not timed.
 const LATENCY_S: f64 = 10.0;
+/// Twice as long, or as often as this, where records are few.
+const SLOW_BELOW_PER_S: f64 = 100.0;
 
 /// Where and how subjects are measured.
 pub(crate) struct Bench<'a> {
@@ -48,14 +48,34 @@ pub(crate) struct Measured {
     pub(crate) cpu_us_per_record: f64,
     /// Of each kind of thread.
     pub(crate) thread_us_per_record: Vec<(String, f64)>,
-    pub(crate) p50_ms: f64,
-    pub(crate) p99_ms: f64,
-    /// The rate that the latency was taken at.
-    pub(crate) rate_per_s: f64,
+    /// At each of its rates.
+    pub(crate) latencies: Vec<Latency>,
     pub(crate) peak_mb: f64,
     /// While it worked through the filled topic.
     pub(crate) batch_rows_mean: Option<f64>,
     pub(crate) checked: usize,
+}
+
+impl Measured {
+    /// At the rate that all subjects have.
+    pub(crate) fn latency(&self) -> Latency {
+        self.latencies[0]
+    }
+}
+
+/// From the feeder's hands to a reader.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Latency {
+    pub(crate) rate_per_s: f64,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+}
+
+impl Latency {
+    fn of(ledger: &Ledger<'_>, rate_per_s: f64) -> Self {
+        let ms = |quantile| ledger.counts.latency_us.value_at_quantile(quantile) as f64 / 1e3;
+        Self { rate_per_s, p50_ms: ms(0.5), p99_ms: ms(0.99) }
+    }
 }
 
 struct Sample {
@@ -68,18 +88,41 @@ impl Bench<'_> {
     /// A run that is not reported. A broker that is still compiling itself takes half of this machine: what is measured
     /// first would be charged for it, small transactions most of all.
     pub(crate) fn warm_up(&self) -> anyhow::Result<()> {
-        self.measure_as("warm-up", Subject::Forebay, 6.0 * LATENCY_S).map(drop)
+        self.measure_as("warm-up", Subject::Forebay, 6.0 * LATENCY_S, &LATENCY_RATES[..1]).map(drop)
     }
 
     pub(crate) fn measure(&self, subject: Subject) -> anyhow::Result<Measured> {
-        self.measure_as(subject.name(), subject, LATENCY_S)
+        self.measure_as(subject.name(), subject, LATENCY_S, subject.latency_rates())
     }
 
-    fn measure_as(&self, name: &str, subject: Subject, latency_s: f64) -> anyhow::Result<Measured> {
+    /// What any worker's latency stands beside: a plain producer to a plain `read_committed` reader, one topic, nobody
+    /// between them.
+    pub(crate) fn round_trips(&self) -> anyhow::Result<Vec<Latency>> {
+        let place = self.place("round-trip");
+        self.kafka.create(&[&place.input], PARTITIONS);
+        let mut ledger = Ledger::new(&self.stream, &place.brokers, &place.input, Answer::Copy)?;
+        let (mut latencies, mut first) = (Vec::new(), 0);
+        for rate_per_s in LATENCY_RATES {
+            let phase = Phase { first, rate_per_s, seconds: self.latency_s(rate_per_s, LATENCY_S) };
+            let sent = self.latency("round-trip", &mut ledger, &place, Format::Reference, phase)?;
+            latencies.push(Latency::of(&ledger, rate_per_s));
+            first += phase.count();
+            ledger.read_to_end(&sent)?;
+        }
+        ledger.counts.verdict().context("round-trip is not right")?;
+        Ok(latencies)
+    }
+
+    fn latency_s(&self, rate_per_s: f64, latency_s: f64) -> f64 {
+        let longer = if rate_per_s < SLOW_BELOW_PER_S { 2.0 } else { 1.0 };
+        latency_s * longer / if self.quick { 5.0 } else { 1.0 }
+    }
+
+    fn measure_as(&self, name: &str, subject: Subject, latency_s: f64, rates: &[f64]) -> anyhow::Result<Measured> {
         let records = subject.records() / if self.quick { 20 } else { 1 };
         let place = self.place(name);
         self.kafka.create(&[&place.input, &place.output], PARTITIONS);
-        let mut ledger = Ledger::new(&self.stream, &place.brokers, &place.output, subject.copies())?;
+        let mut ledger = Ledger::new(&self.stream, &place.brokers, &place.output, subject.answer())?;
         let nothing_timed = SentUs::new(0, 0);
 
         self.progress.stage(&format!("{name}: fill"), records);
@@ -101,22 +144,25 @@ impl Bench<'_> {
         let middle = middle(&samples, &ledger, records).with_context(|| format!("{name} {}", process.log_end()))?;
         let batch_rows_mean = ledger.counts.batch_rows_mean();
 
-        let rate_per_s =
-            if middle.records_per_s >= 2.0 * RATE_PER_S { RATE_PER_S } else { (middle.records_per_s / 2.0).floor() };
-        let sent = self.latency(&mut process, &mut ledger, &place, subject, (records, rate_per_s, latency_s))?;
+        let (mut latencies, mut first) = (Vec::new(), records);
+        for &rate_per_s in rates {
+            let rate_per_s = rate_per_s.min((middle.records_per_s / 2.0).floor());
+            let phase = Phase { first, rate_per_s, seconds: self.latency_s(rate_per_s, latency_s) };
+            self.latency(name, &mut ledger, &place, subject.format(), phase)?;
+            process.check()?;
+            latencies.push(Latency::of(&ledger, rate_per_s));
+            first += phase.count();
+        }
         let peak_mb = process.peak_mb();
         process.stop()?;
-        ledger.read_to_end(&sent)?;
+        ledger.read_to_end(&nothing_timed)?;
         let checked = ledger.counts.verdict().with_context(|| format!("{name} is not right"))?;
-        let ms = |quantile| ledger.counts.latency_us.value_at_quantile(quantile) as f64 / 1e3;
         Ok(Measured {
             subject,
             records_per_s: middle.records_per_s,
             cpu_us_per_record: middle.cpu_us_per_record,
             thread_us_per_record: middle.thread_us_per_record,
-            p50_ms: ms(0.5),
-            p99_ms: ms(0.99),
-            rate_per_s,
+            latencies,
             peak_mb,
             batch_rows_mean,
             checked,
@@ -203,25 +249,41 @@ impl Bench<'_> {
     /// Sends at a fixed rate and reads the replies as they come. The first second is not timed.
     fn latency(
         &self,
-        process: &mut Process,
+        name: &str,
         ledger: &mut Ledger<'_>,
         place: &Place,
-        subject: Subject,
-        (first, rate_per_s, latency_s): (usize, f64, f64),
+        format: Format,
+        phase: Phase,
     ) -> anyhow::Result<Arc<SentUs>> {
-        let seconds = if self.quick { latency_s / 5.0 } else { latency_s };
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate a second, times seconds")]
-        let (early, count) = (rate_per_s as usize, (rate_per_s * (seconds + 1.0)) as usize);
+        let (Phase { first, rate_per_s, .. }, early, count) = (phase, phase.early(), phase.count());
         ensure!(count > early, "too slow for a latency: {rate_per_s} records/s");
-        self.progress.stage(&format!("{}: latency at {rate_per_s}/s", subject.name()), count);
+        self.progress.stage(&format!("{name}: latency at {rate_per_s}/s"), count);
         let sent = Arc::new(SentUs::new(first, count));
         ledger.counts.expect(count, first + early);
-        let feeder = Feeder::new(&place.brokers, &place.input, subject.format(), 0)?;
+        let feeder = Feeder::new(&place.brokers, &place.input, format, 0)?;
         let feed = feed_at(rate_per_s, feeder, Arc::clone(&self.stream), Arc::clone(&sent), first..first + count)?;
         ledger.read_all(&sent, DONE_AFTER * 15, |answered| self.progress.at(answered - first.min(answered)))?;
         feed.join().map_err(|_| anyhow::anyhow!("the feeder panicked"))??;
-        process.check()?;
         Ok(sent)
+    }
+}
+
+/// Records from number `first` on at a fixed rate; those of the first second are not timed.
+#[derive(Clone, Copy)]
+struct Phase {
+    first: usize,
+    rate_per_s: f64,
+    seconds: f64,
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate a second, times seconds")]
+impl Phase {
+    fn early(self) -> usize {
+        self.rate_per_s as usize
+    }
+
+    fn count(self) -> usize {
+        (self.rate_per_s * (self.seconds + 1.0)) as usize
     }
 }
 

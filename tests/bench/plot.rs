@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use crate::measure::Measured;
-use crate::subject::Subject;
 
 const WIDTH: usize = 860;
 const NAMES: usize = 190;
@@ -19,7 +18,7 @@ struct Panel {
 const PANELS: [Panel; 4] = [
     Panel { title: "records a second (right is better)", value: |row| row.records_per_s },
     Panel { title: "CPU, µs a record (left is better)", value: |row| row.cpu_us_per_record },
-    Panel { title: "reply latency p50, ms (left is better)", value: |row| row.p50_ms },
+    Panel { title: "reply latency p50, ms (left is better)", value: |row| row.latency().p50_ms },
     Panel { title: "peak memory, MB (left is better)", value: |row| row.peak_mb },
 ];
 
@@ -49,7 +48,7 @@ fn draw(svg: &mut String, panel: &Panel, rows: &[Measured], top: usize) {
     let _ = writeln!(svg, "<text x=\"8\" y=\"{}\" font-weight=\"bold\">{}</text>", top - 12, panel.title);
     for (number, row) in rows.iter().enumerate() {
         let (y, value) = (top + number * LINE + LINE / 2, (panel.value)(row));
-        let (at, colour) = (x(value), if row.subject == Subject::Forebay { "#c2410c" } else { "#475569" });
+        let (at, colour) = (x(value), if row.subject.is_forebay() { "#c2410c" } else { "#475569" });
         let name = row.subject.name();
         let text = if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
         let _ = writeln!(

@@ -13,10 +13,13 @@ use forebay::clock;
 use serde_json::json;
 
 use crate::clients::{CONSUMER, CONSUMER_OF_A_LOOP, MODEL, PRODUCER};
-use crate::stream::Format;
+use crate::ledger::Answer;
+use crate::stream::{Format, NO_WORK};
 
 /// Clock ticks a second in `/proc/<pid>/stat`: part of the kernel's interface.
 const TICKS_PER_S: f64 = 100.0;
+/// Of the latency phases, records a second, where the subject can do twice that. At the second one each record is alone.
+pub(crate) const LATENCY_RATES: [f64; 2] = [1000.0, 20.0];
 const LEAVE_BOUND: Duration = Duration::from_secs(25);
 
 /// Where a subject works.
@@ -38,8 +41,10 @@ pub(crate) struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Subject {
     PassThrough,
+    ForebayNoScoring,
     RustLoop,
     Forebay,
+    ForebayAtLeastOnce,
     PythonConfluentKafka,
     QuixStreams,
     Mlserver,
@@ -51,6 +56,8 @@ impl Subject {
             Self::PassThrough => "pass-through",
             Self::RustLoop => "rust-loop",
             Self::Forebay => "forebay",
+            Self::ForebayNoScoring => "forebay-no-scoring",
+            Self::ForebayAtLeastOnce => "forebay-at-least-once",
             Self::PythonConfluentKafka => "python-confluent-kafka",
             Self::QuixStreams => "quix-streams",
             Self::Mlserver => "mlserver",
@@ -60,8 +67,8 @@ impl Subject {
     /// As many as it takes a few seconds for.
     pub(crate) fn records(self) -> usize {
         match self {
-            Self::PassThrough => 1_000_000,
-            Self::RustLoop | Self::Forebay => 300_000,
+            Self::PassThrough | Self::ForebayNoScoring => 1_000_000,
+            Self::RustLoop | Self::Forebay | Self::ForebayAtLeastOnce => 300_000,
             Self::PythonConfluentKafka => 150_000,
             Self::QuixStreams => 40_000,
             Self::Mlserver => 15_000,
@@ -72,6 +79,7 @@ impl Subject {
         match self {
             // Auto-commit does not exist without a group: what arrives while it is down is never read.
             Self::Mlserver => "at most once",
+            Self::ForebayAtLeastOnce => "at least once",
             _ => "exactly once",
         }
     }
@@ -80,9 +88,26 @@ impl Subject {
         if self == Self::Mlserver { Format::V2 } else { Format::Reference }
     }
 
-    /// The payload comes back as it was sent.
-    pub(crate) fn copies(self) -> bool {
-        self == Self::PassThrough
+    /// What it answers with.
+    pub(crate) fn answer(self) -> Answer {
+        match self {
+            Self::PassThrough => Answer::CopyWithHeader,
+            Self::ForebayNoScoring => Answer::NoWork,
+            _ => Answer::Score,
+        }
+    }
+
+    /// One of this worker's rows.
+    pub(crate) fn is_forebay(self) -> bool {
+        matches!(self, Self::Forebay | Self::ForebayNoScoring | Self::ForebayAtLeastOnce)
+    }
+
+    /// The rates of its latency phases.
+    pub(crate) fn latency_rates(self) -> &'static [f64] {
+        match self {
+            Self::Forebay | Self::ForebayAtLeastOnce => &LATENCY_RATES,
+            _ => &LATENCY_RATES[..1],
+        }
     }
 
     /// It reads only what arrives while it runs.
@@ -93,7 +118,11 @@ impl Subject {
     /// What must be installed for it, and how that is done; `None` when it is there.
     pub(crate) fn missing(self) -> Option<String> {
         let program = match self {
-            Self::PassThrough | Self::RustLoop | Self::Forebay => return None,
+            Self::PassThrough | Self::RustLoop | Self::Forebay | Self::ForebayNoScoring => return None,
+            Self::ForebayAtLeastOnce => {
+                let known = include_str!("../../schemas/config.schema.json").contains("\"delivery\": {");
+                return (!known).then(|| "worker.toml has no kafka.delivery".to_owned());
+            }
             Self::PythonConfluentKafka | Self::QuixStreams => ".venv/peers/bin/python",
             Self::Mlserver => ".venv/mlserver/bin/mlserver",
         };
@@ -120,9 +149,9 @@ impl Subject {
                 command.args(["--output", &place.output, "--group", &place.group, "--model"]).arg(&place.model);
                 command
             }
-            Self::Forebay => {
+            Self::Forebay | Self::ForebayNoScoring | Self::ForebayAtLeastOnce => {
                 let config = folder.join("worker.toml");
-                fs::write(&config, worker_toml(place))?;
+                fs::write(&config, worker_toml(self, place, folder)?)?;
                 let mut command = program(Path::new(env!("CARGO_BIN_EXE_forebay")));
                 command.args(["run", "--instance", "bench", "--config"]).arg(config);
                 command
@@ -142,8 +171,8 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All defaults but the clients' settings, which are the peers' too.
-fn worker_toml(place: &Place) -> String {
+/// All defaults but the clients' settings, which are the peers' too, and what makes the row.
+fn worker_toml(subject: Subject, place: &Place, folder: &Path) -> anyhow::Result<String> {
     let Place { brokers, input, output, group, model } = place;
     let client: String = [CONSUMER, PRODUCER]
         .concat()
@@ -151,12 +180,22 @@ fn worker_toml(place: &Place) -> String {
         .map(|(key, value)| format!("\"{key}\" = \"{value}\""))
         .collect::<Vec<_>>()
         .join("\n");
+    let (own, model) = match subject {
+        // Transactions as large as the floor's, and a model that only says how wide its rows are.
+        Subject::ForebayNoScoring => {
+            let model = folder.join("no-work.txt");
+            fs::write(&model, NO_WORK)?;
+            ("commit_records_max = 10000\n", model)
+        }
+        Subject::ForebayAtLeastOnce => ("delivery = \"at_least_once\"\n", model.clone()),
+        _ => ("", model.clone()),
+    };
     let model = model.display();
-    format!(
-        "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n\n[kafka.client]\n{client}\n[[route]]\n\
+    Ok(format!(
+        "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n{own}\n[kafka.client]\n{client}\n[[route]]\n\
          input = [\"{input}\"]\nreply_topic = \"{output}\"\n\n[[model]]\nname = \"{MODEL}\"\npath = \"{model}\"\n\n\
          [admin]\nlisten = \"127.0.0.1:0\"\n"
-    )
+    ))
 }
 
 fn peer_settings(place: &Place) -> String {
@@ -261,12 +300,12 @@ impl Process {
         let start = clock::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
-                let drained = self.subject != Subject::Forebay || status.success();
+                let drained = !self.subject.is_forebay() || status.success();
                 ensure!(drained, "forebay did not drain ({status}):\n{}", self.log_end());
                 return Ok(());
             }
             if clock::now() - start > LEAVE_BOUND {
-                ensure!(self.subject != Subject::Forebay, "forebay does not leave:\n{}", self.log_end());
+                ensure!(!self.subject.is_forebay(), "forebay does not leave:\n{}", self.log_end());
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));

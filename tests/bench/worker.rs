@@ -88,14 +88,22 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         progress: &progress,
         quick: arguments.quick,
     };
-    let (rows, all_right) = measure_all(&bench, &arguments.only)?;
+    let (rows, mut all_right) = measure_all(&bench, &arguments.only)?;
+    let round_trips = bench.round_trips().unwrap_or_else(|error| {
+        progress.say(&format!("round-trip failed: {error:#}"));
+        all_right = false;
+        Vec::new()
+    });
     drop(kafka);
     let forest = forest_costs(&stream, &rows, &progress)?;
     progress.end();
 
-    report::print(&rows, &forest);
-    report::print_goals(&rows, forest.last());
-    fs::write(folder.join("worker.json"), format!("{:#}\n", report::json(&rows, &forest, arguments.quick)))?;
+    report::print(&rows, &round_trips, &forest);
+    report::print_goals(&rows, &round_trips, forest.last());
+    fs::write(
+        folder.join("worker.json"),
+        format!("{:#}\n", report::json(&rows, &round_trips, &forest, arguments.quick)),
+    )?;
     fs::write(folder.join("worker.svg"), plot::svg(&rows))?;
     println!("written  target/bench/worker.json, target/bench/worker.svg");
     if arguments.quick {

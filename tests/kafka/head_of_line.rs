@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::checks::{Tally, percentile};
+use crate::support::checks::{Tally, number, percentile};
 use crate::support::stream::{Arrival, Feed, Watcher, env_or};
 use crate::support::{Record, Worker, until};
 use crate::{EXACTLY_ONCE, Shared, Toml};
@@ -69,7 +69,9 @@ pub(crate) fn flows(shared: &Shared) {
         slow_took >= Duration::from_millis(SLOW_MS as u64),
         "the slow record took {slow_took:?}: nothing was shown"
     );
-    let (before, during) = (run.slow / BEFORE_S..run.slow, run.slow + 1..run.slow + SLOW_MS / 1000 * run.rate_per_s);
+    // Those right before it may be in its batch, and wait with it.
+    let (before, during) =
+        (run.rate_per_s..run.slow - run.rate_per_s / 2, run.slow + 1..run.slow + SLOW_MS / 1000 * run.rate_per_s);
     let p99_ms = |numbers: &std::ops::Range<usize>| {
         let neighbours = arrivals.iter().filter(|arrival| numbers.contains(&arrival.n) && run.is_neighbour(arrival.n));
         percentile(neighbours.map(|arrival| (arrival.at - sent[arrival.n]).as_secs_f64() * 1e3).collect(), 99)
@@ -113,6 +115,8 @@ pub(crate) fn killed(shared: &Shared) {
     // Its partition's position waits before the slow record, while later ones of that partition are answered.
     let slow_partition = run.slow % PARTITIONS;
     let position = shared.kafka.committed("slowkilled", &run.input, partitions)[slow_partition];
+    let neighbour_after = |reply: &&Record| number(reply).is_some_and(|n| n > run.slow && run.is_neighbour(n));
+    let beyond = shared.kafka.read(&run.output, 0).iter().filter(neighbour_after).count();
     let slow_offset = i64::try_from(run.slow / PARTITIONS).unwrap();
     let mut worker = Worker::ready(&run.toml, "slowkilled");
     feed.end();
@@ -121,8 +125,12 @@ pub(crate) fn killed(shared: &Shared) {
     let replies = shared.kafka.read(&run.output, 0);
     let tally = Tally::of(&replies, run.records, |n| shared.higgs.score_at(n));
     // Every record of a batch that the slow one was in waited with it; they lie next to it.
-    println!("slowkilled: position {position} at the kill, slow record at {slow_offset}; {tally}");
+    println!(
+        "slowkilled: position {position} at the kill, slow record at {slow_offset}, {beyond} replies of its partition \
+         beyond it; {tally}"
+    );
     assert!(position <= slow_offset && position >= slow_offset - 2048, "the kill missed the slow record");
+    assert!(beyond > 0, "nothing was finished beyond the position, so nothing could be doubled");
     tally.assert_exactly_once();
     assert_eq!(worker.terminate(), Some(0));
 }
