@@ -128,9 +128,6 @@ pub(crate) trait GroupMember: Send + Sync {
 
     /// Commits positions by themselves, and waits for it.
     fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()>;
-
-    /// The same without waiting; the listener of the group is told the outcome.
-    fn start_commit(&self, positions: &TopicPartitionList) -> KafkaResult<()>;
 }
 
 /// Whether librdkafka takes the settings, those of `[kafka.client]` among them.

@@ -17,7 +17,6 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdkafka::error::KafkaResult;
 
 use crate::admin::{self, Health};
 use crate::batch::BatchPolicy;
@@ -517,10 +516,6 @@ impl GroupListener for ShardGroup {
 
     fn idle(&self, id: PartitionId, position: i64) {
         self.inbox.send(Event::Idle { id, position });
-    }
-
-    fn committed(&self, done: KafkaResult<()>) {
-        self.inbox.send(Event::Committed(done));
     }
 
     fn revoked(&self, partitions: &[PartitionId]) {

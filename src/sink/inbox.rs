@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rdkafka::error::KafkaResult;
 
 use crate::record::{AssignedPartition, Chunk, PartitionId, ScoredBatch};
 
@@ -25,10 +24,8 @@ pub(crate) enum Event {
     Lost(Vec<PartitionId>),
     /// Everything below this offset was received, and there is nothing above.
     Idle { id: PartitionId, position: i64 },
-    /// A commit by itself came to its end.
-    Committed(KafkaResult<()>),
-    /// Replies were delivered or refused: look.
-    Delivered,
+    /// Replies were delivered or refused, or a commit came to its end: look.
+    Look,
     /// Records were received: their positions count from here on. The rejected among them have their end with it.
     Received(Arc<Chunk>),
     /// Requests ended on a score thread.

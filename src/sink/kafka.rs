@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use rdkafka::error::KafkaResult;
 use rdkafka::message::{Header, OwnedHeaders};
 
 use super::inbox::{Event, Inbox};
@@ -103,7 +102,6 @@ impl KafkaSink {
             refusing: false,
             records_max: usize::MAX,
             chars_max: LIMIT,
-            committed: None,
         };
         match delivery {
             Delivery::ExactlyOnce => committer.run_transactions(),
@@ -188,8 +186,6 @@ struct Committer {
     records_max: usize,
     /// Most characters of a partition's offset map; fewer than [`LIMIT`] where the broker takes fewer.
     chars_max: usize,
-    /// How a commit by itself ended.
-    committed: Option<KafkaResult<()>>,
 }
 
 impl Committer {
@@ -229,8 +225,7 @@ impl Committer {
                     partition.idle = Some(position);
                 }
             }
-            Event::Committed(done) => self.committed = Some(done),
-            Event::Delivered => {}
+            Event::Look => {}
             Event::Drain => self.draining = true,
         }
     }

@@ -315,7 +315,7 @@ impl ProducerContext for DeliveryReports {
         let is_first = reports.len() == 1;
         drop(reports);
         if let Some(inbox) = self.every.as_ref().filter(|_| is_first) {
-            inbox.send(Event::Delivered);
+            inbox.send(Event::Look);
         }
     }
 }

@@ -60,9 +60,6 @@ pub trait GroupListener: Send + Sync {
 
     /// Everything below this offset was received, and there is nothing above.
     fn idle(&self, id: PartitionId, position: i64);
-
-    /// A commit by itself (not in a transaction) came to its end.
-    fn committed(&self, done: KafkaResult<()>);
 }
 
 /// Why the source cannot go on.
@@ -523,10 +520,6 @@ impl GroupMember for GroupConsumer {
     fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()> {
         Consumer::commit(self, positions, CommitMode::Sync)
     }
-
-    fn start_commit(&self, positions: &TopicPartitionList) -> KafkaResult<()> {
-        Consumer::commit(self, positions, CommitMode::Async)
-    }
 }
 
 impl ClientContext for GroupContext {
@@ -544,10 +537,6 @@ impl ClientContext for GroupContext {
 }
 
 impl ConsumerContext for GroupContext {
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        self.listener.committed(result);
-    }
-
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             if let Err(failure) = self.assign(consumer, partitions) {

@@ -2,20 +2,22 @@
 //! crash what was not committed comes again.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rdkafka::TopicPartitionList;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
+use super::super::inbox::{Event, Inbox};
 use super::super::producer::{ReplyProducer, TransactionError, is_definite};
 use super::refused::{REFUSED_PAUSE, Refused};
 use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError};
-use crate::client::positions;
+use crate::client::{GroupMember, positions};
 use crate::clock;
 use crate::commit::{Budget, Commit};
 use crate::record::{PartitionId, ReplyAddress};
-
-/// A commit without an answer for so long is given up, and made again with what came since.
-const COMMIT_BOUND: Duration = Duration::from_secs(10);
 
 /// What is with the producer, in the order in which it was handed over.
 #[derive(Default)]
@@ -25,9 +27,47 @@ struct Sending {
     offsets: Vec<i64>,
     /// The route's own topic refuses replies until then.
     paused_until: Option<Instant>,
-    /// Positions that are being committed.
-    commits: Option<(Vec<(PartitionId, Commit)>, Instant)>,
+    /// What is being committed.
+    commits: Option<Vec<(PartitionId, Commit)>>,
     last_commit: Option<Instant>,
+}
+
+/// A thread that waits for the broker in this one's stead: a commit takes milliseconds, in which replies go out.
+struct CommitThread {
+    jobs: Option<Sender<TopicPartitionList>>,
+    results: Receiver<KafkaResult<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CommitThread {
+    fn start(group: Arc<dyn GroupMember>, inbox: Arc<Inbox>, shard: u32) -> std::io::Result<Self> {
+        let (jobs, todo) = bounded::<TopicPartitionList>(1);
+        let (done, results) = bounded(1);
+        let thread = Builder::new().name(format!("forebay-commit-{shard}")).spawn(move || {
+            for positions in todo {
+                // Who asked may have gone.
+                let _ = done.send(group.commit(&positions));
+                inbox.send(Event::Look);
+            }
+        })?;
+        Ok(Self { jobs: Some(jobs), results, thread: Some(thread) })
+    }
+
+    /// Only when the result of the one before was taken.
+    fn commit(&self, positions: TopicPartitionList) {
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(positions);
+        }
+    }
+}
+
+impl Drop for CommitThread {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 struct Entry {
@@ -65,19 +105,28 @@ impl Committer {
             return Ok(self.in_flight());
         }
         self.sink.ready();
+        let thread = CommitThread::start(
+            Arc::clone(&self.sink.group),
+            Arc::clone(&self.sink.inbox),
+            self.sink.settings.shard(),
+        );
+        let thread = thread.map_err(|error| SinkError::Fatal(format!("cannot start a thread: {error}")))?;
         let mut sending = Sending::default();
         loop {
             let wait = self.patience(&sending);
             self.gather(wait);
             self.take_reports(&producer, &mut sending);
-            if let Err(error) = self.send_finished(&producer, &mut sending) {
-                producer = self.replace(producer, &mut sending, &error.to_string())?;
-            } else if let Some(reason) = producer.fatal_error() {
-                producer = self.replace(producer, &mut sending, &reason)?;
+            let sent = self.send_finished(&producer, &mut sending);
+            let broken = match sent {
+                Ok(()) => producer.fatal_error().map(TransactionError::Failed),
+                Err(error) => Some(error),
+            };
+            if let Some(error) = broken {
+                producer = self.replace(producer, &mut sending, &error)?;
             }
-            self.commit_answered(&mut sending)?;
+            self.commit_answered(&thread, &mut sending)?;
             if !self.leaving.is_empty() {
-                self.settle(&producer, &mut sending);
+                self.settle(&producer, &thread, &mut sending)?;
                 self.forget_leaving();
             }
             if self.is_over() {
@@ -174,25 +223,27 @@ impl Committer {
         id: PartitionId,
         offset: i64,
     ) -> Result<(), TransactionError> {
-        let Some(pending) = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset)) else {
-            return Ok(());
-        };
-        if let ReplyAddress::Named { topic, partition } = pending.address() {
+        let reply_of = |this: &Self| this.partitions.get(&id)?.tracker.reply(offset).map(|p| (p.address(), p.letter));
+        let Some((address, letter)) = reply_of(self) else { return Ok(()) };
+        if let ReplyAddress::Named { topic, partition } = address
+            && let Some(pending) = self.partitions[&id].tracker.reply(offset)
+        {
             let topic = pending.reply.ticket.chunk.str(topic).to_owned();
             if self.readdress_wrong(producer, id, offset, &topic, partition)? {
                 return Ok(());
             }
         }
-        let Some(pending) = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset)) else {
-            return Ok(());
-        };
-        let waits = u8::from(!pending.dropped) + u8::from(pending.letter);
+        if letter {
+            self.look_up_letter_topics(producer)?;
+        }
+        let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
+        let Some(pending) = partition.tracker.reply(offset) else { return Ok(()) };
+        let waits = u8::from(!pending.dropped) + u8::from(letter);
         if waits == 0 {
-            if let Some(partition) = self.partitions.get_mut(&id) {
-                partition.tracker.answered(offset);
-            }
+            partition.tracker.answered(offset);
             return Ok(());
         }
+        let Some(pending) = self.partitions[&id].tracker.reply(offset) else { return Ok(()) };
         let index = sending.push(id, offset, waits);
         match self.send(producer, pending, index) {
             Ok(()) => Ok(()),
@@ -216,10 +267,14 @@ impl Committer {
         &mut self,
         producer: ReplyProducer,
         sending: &mut Sending,
-        reason: &str,
+        error: &TransactionError,
     ) -> Result<ReplyProducer, SinkError> {
         self.sink.metrics.producers_recycled.inc();
-        self.count_failure(reason)?;
+        // A broker that is away is waited for.
+        if !matches!(error, TransactionError::Connection(_)) {
+            tracing::warn!(%error, "the producer is made anew; what was with it is sent again");
+            self.count_failure(&error.to_string())?;
+        }
         drop(producer);
         sending.first += sending.entries.len();
         sending.entries.clear();
@@ -229,36 +284,40 @@ impl Committer {
         self.new_producer(Some(self.sink.inbox.clone()))
     }
 
-    fn commit_answered(&mut self, sending: &mut Sending) -> Result<(), SinkError> {
-        if let Some(done) = self.committed.take()
-            && let Some((commits, _)) = sending.commits.take()
+    fn commit_answered(&mut self, thread: &CommitThread, sending: &mut Sending) -> Result<(), SinkError> {
+        if sending.commits.is_some()
+            && let Ok(done) = thread.results.try_recv()
         {
-            match done {
-                Ok(()) => self.commit(&commits),
-                Err(error) => self.commit_failed(&error)?,
-            }
+            self.commit_ended(sending, done)?;
         }
         let now = clock::now();
-        match &sending.commits {
-            Some((_, since)) if now.saturating_duration_since(*since) < COMMIT_BOUND => return Ok(()),
-            _ => sending.commits = None,
-        }
-        if sending.last_commit.is_some_and(|last| now < last + self.sink.limits.commit_interval) {
-            return Ok(());
-        }
-        let commits = self.answered();
-        if commits.is_empty() {
-            self.is_news = false;
+        let interval = self.sink.limits.commit_interval;
+        if sending.commits.is_some() || sending.last_commit.is_some_and(|last| now < last + interval) {
             return Ok(());
         }
         sending.last_commit = Some(now);
-        if self.sink.inbox.losses() != self.losses {
-            return Ok(());
+        self.is_news = self.start_commit(thread, sending)?;
+        Ok(())
+    }
+
+    /// Returns whether there was something to commit.
+    fn start_commit(&mut self, thread: &CommitThread, sending: &mut Sending) -> Result<bool, SinkError> {
+        let commits = self.answered();
+        if commits.is_empty() || self.sink.inbox.losses() != self.losses {
+            return Ok(false);
         }
-        match self.sink.group.start_commit(&self.list(&commits)?) {
-            Ok(()) => sending.commits = Some((commits, now)),
+        thread.commit(self.list(&commits)?);
+        sending.commits = Some(commits);
+        Ok(true)
+    }
+
+    fn commit_ended(&mut self, sending: &mut Sending, done: KafkaResult<()>) -> Result<(), SinkError> {
+        let commits = sending.commits.take().unwrap_or_default();
+        match done {
+            Ok(()) => self.commit(&commits),
             Err(error) => self.commit_failed(&error)?,
         }
+        self.is_news = true;
         Ok(())
     }
 
@@ -291,7 +350,7 @@ impl Committer {
         commits
     }
 
-    fn list(&self, commits: &[(PartitionId, Commit)]) -> Result<rdkafka::TopicPartitionList, SinkError> {
+    fn list(&self, commits: &[(PartitionId, Commit)]) -> Result<TopicPartitionList, SinkError> {
         let commits = commits.iter().filter_map(|(id, commit)| {
             let partition = self.partitions.get(id)?;
             Some((partition.topic.as_str(), partition.number, commit))
@@ -300,21 +359,25 @@ impl Committer {
     }
 
     /// Partitions leave: what is on its way arrives, and is committed.
-    fn settle(&mut self, producer: &ReplyProducer, sending: &mut Sending) {
-        if self.send_finished(producer, sending).is_err() || producer.flush(CALL_BOUND).is_err() {
-            return;
+    fn settle(
+        &mut self,
+        producer: &ReplyProducer,
+        thread: &CommitThread,
+        sending: &mut Sending,
+    ) -> Result<(), SinkError> {
+        if self.send_finished(producer, sending).is_ok() && producer.flush(CALL_BOUND).is_ok() {
+            self.take_reports(producer, sending);
         }
-        self.take_reports(producer, sending);
-        // Whatever becomes of the one that is under way, this one covers it.
-        sending.commits = None;
-        let commits = self.answered();
-        let Ok(list) = self.list(&commits) else { return };
-        if list.count() == 0 || self.sink.inbox.losses() != self.losses {
-            return;
+        // The one that is under way first: an older commit must not come after a newer one.
+        for _ in 0..2 {
+            if sending.commits.is_none() && !self.start_commit(thread, sending)? {
+                break;
+            }
+            match thread.results.recv_timeout(CALL_BOUND) {
+                Ok(done) => self.commit_ended(sending, done)?,
+                Err(_) => break,
+            }
         }
-        match self.sink.group.commit(&list) {
-            Ok(()) => self.commit(&commits),
-            Err(error) => tracing::debug!(%error, "the last commit of partitions that leave failed"),
-        }
+        Ok(())
     }
 }

@@ -27,6 +27,14 @@ impl Committer {
         letters.collect()
     }
 
+    /// How many partitions the dead letters' topics have is asked for before one of them goes out.
+    pub(super) fn look_up_letter_topics(&mut self, producer: &ReplyProducer) -> Result<(), TransactionError> {
+        for topic in self.letter_topics() {
+            self.partitions_of(producer, &topic)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn send_letter(
         &self,
         producer: &ReplyProducer,

@@ -23,12 +23,17 @@ impl Committer {
     /// Returns how many were readdressed.
     pub(super) fn check_addresses(&mut self, producer: &ReplyProducer, take: &Take) -> Result<usize, TransactionError> {
         let mut named = Vec::new();
+        let mut has_letters = false;
         for (id, commit) in take {
             for (offset, pending) in self.partitions[id].tracker.sent().take(commit.records) {
+                has_letters |= pending.letter;
                 if let ReplyAddress::Named { topic, partition } = pending.address() {
                     named.push((*id, offset, pending.reply.ticket.chunk.str(topic).to_owned(), partition));
                 }
             }
+        }
+        if has_letters {
+            self.look_up_letter_topics(producer)?;
         }
         let mut readdressed = 0;
         for (id, offset, topic, partition) in named {
