@@ -16,6 +16,7 @@ use crate::config::{Config, Delivery, Kafka, Rebalance};
 use crate::metrics::Metrics;
 
 pub(crate) mod positions;
+pub(crate) mod topics;
 
 use self::positions::Committed;
 
@@ -25,6 +26,8 @@ pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long after a broker came back it may still be said that it is away.
 const STALE_WORD: Duration = Duration::from_secs(1);
+/// librdkafka's own bound on a batch.
+pub(crate) const BATCH_BYTES: usize = 1_000_000;
 /// How long the group waits for a silent member.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -98,7 +101,20 @@ impl ClientSettings {
         client
     }
 
-    pub(crate) fn producer(&self) -> ClientConfig {
+    /// For questions about topics.
+    pub(crate) fn admin(&self) -> ClientConfig {
+        self.base()
+    }
+
+    /// Whether batches are compressed.
+    pub(crate) fn compresses(&self) -> bool {
+        ["compression.type", "compression.codec"]
+            .iter()
+            .any(|key| self.kafka.client.get(*key).is_some_and(|value| value.expose() != "none"))
+    }
+
+    /// `batch_bytes_max`: no topic that replies go to takes a larger batch.
+    pub(crate) fn producer(&self, batch_bytes_max: usize) -> ClientConfig {
         let mut client = self.base();
         if self.kafka.delivery == Delivery::ExactlyOnce {
             client
@@ -114,6 +130,10 @@ impl ClientSettings {
         default_to(&mut client, "retry.backoff.ms", "2");
         default_to(&mut client, "batch.num.messages", "10000");
         default_to(&mut client, "queue.buffering.max.messages", "1000000");
+        let batch_bytes = client.get("batch.size").and_then(|text| text.parse().ok()).unwrap_or(BATCH_BYTES);
+        if batch_bytes_max < batch_bytes {
+            client.set("batch.size", batch_bytes_max.to_string());
+        }
         client
     }
 }
@@ -136,7 +156,7 @@ pub(crate) trait GroupMember: Send + Sync {
 /// librdkafka's own words for the first that it does not take.
 pub(crate) fn check_settings(config: &Config) -> Result<(), String> {
     let settings = ClientSettings::new(config, 0);
-    for client in [settings.consumer(), settings.producer()] {
+    for client in [settings.consumer(), settings.producer(usize::MAX)] {
         client.create_native_config().map_err(|error| format!("kafka.client: {error}"))?;
     }
     Ok(())

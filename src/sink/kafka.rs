@@ -12,6 +12,7 @@
 //!    next transaction), and the committed positions are read back: they say what truly committed. Scores in memory
 //!    are sent again, not computed again.
 
+mod address;
 mod at_least_once;
 mod letter;
 mod recover;
@@ -26,9 +27,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use rdkafka::message::{Header, OwnedHeaders};
 
+use self::address::TopicFacts;
 use super::inbox::{Event, Inbox};
 use super::producer::{Outgoing, ReplyProducer, TransactionError};
 use crate::admin::Health;
+use crate::client::topics::TopicSettings;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember};
 use crate::clock::Stop;
 use crate::commit::{Commit, Finish, LIMIT, Tracker};
@@ -84,6 +87,8 @@ impl KafkaSink {
     pub(crate) fn run(self, events: Receiver<Event>) -> Result<usize, SinkError> {
         let delivery = self.limits.delivery;
         let mut committer = Committer {
+            settings_of: TopicSettings::new(self.settings.admin()),
+            bytes_max: usize::MAX,
             sink: self,
             events,
             encoder: Encoder::default(),
@@ -165,8 +170,11 @@ struct Committer {
     /// Hashes keys, where those keep order.
     keys: RandomState,
     partitions: BTreeMap<PartitionId, Partition>,
-    /// Partitions of the topics that requests named, and when that was asked.
-    topics: HashMap<String, (Option<i32>, Instant)>,
+    /// What is known of the topics that replies go to.
+    topics: HashMap<String, TopicFacts>,
+    settings_of: TopicSettings,
+    /// The least `max.message.bytes` of the topics that replies went to: no batch is larger.
+    bytes_max: usize,
     draining: bool,
     leaving: Vec<Leaving>,
     replies: Vec<Reply>,

@@ -143,7 +143,8 @@ pub(crate) fn too_large(shared: &Shared) {
 fn assert_one_error_each(requests: &HashMap<String, Bad>, replies: &[Record]) {
     for reply in replies {
         let json = reply.json();
-        assert_eq!((&json["success"], &json["error"]["code"]), (&false.into(), &"bad_request".into()), "{json}");
+        let code = json["error"]["code"].as_str().unwrap_or_default();
+        assert!(json["success"] == false && ["bad_request", "too_large"].contains(&code), "{json}");
     }
     let replies = count_by_key(replies);
     for (key, Bad { way, .. }) in requests {

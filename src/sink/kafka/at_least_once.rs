@@ -14,10 +14,10 @@ use super::super::inbox::{Event, Inbox};
 use super::super::producer::{ReplyProducer, TransactionError, is_definite};
 use super::refused::{REFUSED_PAUSE, Refused};
 use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError};
-use crate::client::{GroupMember, positions};
+use crate::client::{BATCH_BYTES, GroupMember, positions};
 use crate::clock;
 use crate::commit::{Budget, Commit};
-use crate::record::{PartitionId, ReplyAddress};
+use crate::record::PartitionId;
 
 /// What is with the producer, in the order in which it was handed over.
 #[derive(Default)]
@@ -103,6 +103,10 @@ impl Committer {
         let mut producer = self.new_producer(Some(self.sink.inbox.clone()))?;
         if !self.topics_exist(&producer) {
             return Ok(self.in_flight());
+        }
+        if self.bytes_max < BATCH_BYTES {
+            // Made anew with the batches that the topics take.
+            producer = self.new_producer(Some(self.sink.inbox.clone()))?;
         }
         self.sink.ready();
         let thread = CommitThread::start(
@@ -223,16 +227,15 @@ impl Committer {
         id: PartitionId,
         offset: i64,
     ) -> Result<(), TransactionError> {
-        let reply_of = |this: &Self| this.partitions.get(&id)?.tracker.reply(offset).map(|p| (p.address(), p.letter));
-        let Some((address, letter)) = reply_of(self) else { return Ok(()) };
-        if let ReplyAddress::Named { topic, partition } = address
-            && let Some(pending) = self.partitions[&id].tracker.reply(offset)
-        {
-            let topic = pending.reply.ticket.chunk.str(topic).to_owned();
-            if self.readdress_wrong(producer, id, offset, &topic, partition)? {
-                return Ok(());
-            }
+        let batch_bytes = self.bytes_max.min(BATCH_BYTES);
+        if self.readdress_wrong(producer, id, offset)? {
+            return Ok(());
         }
+        if self.bytes_max < batch_bytes {
+            return Err(TransactionError::Connection("a topic takes smaller batches".to_owned()));
+        }
+        let pending = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset));
+        let Some(letter) = pending.map(|pending| pending.letter) else { return Ok(()) };
         if letter {
             self.look_up_letter_topics(producer)?;
         }
@@ -275,6 +278,9 @@ impl Committer {
             tracing::warn!(%error, "the producer is made anew; what was with it is sent again");
             self.count_failure(&error.to_string())?;
         }
+        // What arrives still is not sent again.
+        let _ = producer.flush(Duration::from_secs(1));
+        self.take_reports(&producer, sending);
         drop(producer);
         sending.first += sending.entries.len();
         sending.entries.clear();

@@ -30,7 +30,7 @@ impl Committer {
     /// How many partitions the dead letters' topics have is asked for before one of them goes out.
     pub(super) fn look_up_letter_topics(&mut self, producer: &ReplyProducer) -> Result<(), TransactionError> {
         for topic in self.letter_topics() {
-            self.partitions_of(producer, &topic)?;
+            self.facts_of(producer, &topic)?;
         }
         Ok(())
     }
@@ -51,7 +51,7 @@ impl Committer {
         };
         let topic = letter.topic(chunk.str(original.topic));
         // The same partition, as Spring does, where there is one of that number.
-        let count = self.topics.get(&topic).and_then(|(count, _)| *count);
+        let count = self.topics.get(&topic).and_then(|facts| facts.partitions);
         let partition = count.filter(|&count| original.number < count).map(|_| original.number);
         producer.send(Outgoing {
             topic: &topic,

@@ -8,6 +8,7 @@ use rdkafka::TopicPartitionList;
 
 use super::super::inbox::Inbox;
 use super::super::producer::{ReplyProducer, TransactionError};
+use super::address::TopicFacts;
 use super::transaction::Take;
 use super::{CALL_BOUND, Committer, IDLE, Partition, SinkError};
 use crate::client::TRANSACTION_TIMEOUT;
@@ -88,7 +89,7 @@ impl Committer {
 
     /// A producer that is not connected yet.
     pub(super) fn new_producer(&self, every: Option<Arc<Inbox>>) -> Result<ReplyProducer, SinkError> {
-        let settings = self.sink.settings.producer();
+        let settings = self.sink.settings.producer(self.bytes_max);
         ReplyProducer::new(&settings, Arc::clone(&self.sink.watch), every).map_err(SinkError::Fatal)
     }
 
@@ -126,7 +127,7 @@ impl Committer {
         let letters = self.letter_topics().into_iter().map(|topic| ("dead letter", topic));
         let topics: Vec<_> = replies.chain(letters).collect();
         for (kind, topic) in topics {
-            while !matches!(self.partitions_of(producer, &topic), Ok(Some(_))) {
+            while !matches!(self.facts_of(producer, &topic), Ok(TopicFacts { partitions: Some(_), .. })) {
                 if self.sink.stop.requested() {
                     return false;
                 }

@@ -5,84 +5,20 @@ use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::super::producer::{Refusal, ReplyProducer, TransactionError};
+use super::super::producer::Refusal;
 use super::transaction::Take;
-use super::{CALL_BOUND, Committer, Pending};
-use crate::clock;
+use super::{Committer, Pending, letter};
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 
-/// How long the answer counts that a topic has so many partitions.
-const TOPIC_KNOWN_FOR: Duration = Duration::from_secs(30);
 /// How long a route whose own topic refuses replies is left alone.
 pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
-/// Most topics that are remembered: senders choose their names.
-const TOPICS_KNOWN_MAX: usize = 4096;
 
 impl Committer {
-    /// Before replies go out: the topics and partitions that requests named exist, or their replies go to the route.
-    /// Returns how many were readdressed.
-    pub(super) fn check_addresses(&mut self, producer: &ReplyProducer, take: &Take) -> Result<usize, TransactionError> {
-        let mut named = Vec::new();
-        let mut has_letters = false;
-        for (id, commit) in take {
-            for (offset, pending) in self.partitions[id].tracker.sent().take(commit.records) {
-                has_letters |= pending.letter;
-                if let ReplyAddress::Named { topic, partition } = pending.address() {
-                    named.push((*id, offset, pending.reply.ticket.chunk.str(topic).to_owned(), partition));
-                }
-            }
-        }
-        if has_letters {
-            self.look_up_letter_topics(producer)?;
-        }
-        let mut readdressed = 0;
-        for (id, offset, topic, partition) in named {
-            readdressed += usize::from(self.readdress_wrong(producer, id, offset, &topic, partition)?);
-        }
-        Ok(readdressed)
-    }
-
-    /// Readdresses one reply if its request named what does not exist. Returns whether it did.
-    pub(super) fn readdress_wrong(
-        &mut self,
-        producer: &ReplyProducer,
-        id: PartitionId,
-        offset: i64,
-        topic: &str,
-        partition: Option<i32>,
-    ) -> Result<bool, TransactionError> {
-        let count = self.partitions_of(producer, topic)?;
-        let wrong = wrong_address(topic, count, partition);
-        if let Some(wrong) = &wrong {
-            self.readdress(id, offset, &Reject::bad_request(wrong));
-        }
-        Ok(wrong.is_some())
-    }
-
-    /// How many partitions a topic has, asked again after a while; `None` when there is no such topic.
-    pub(super) fn partitions_of(
-        &mut self,
-        producer: &ReplyProducer,
-        topic: &str,
-    ) -> Result<Option<i32>, TransactionError> {
-        if let Some((count, asked)) = self.topics.get(topic)
-            && clock::now() - *asked < TOPIC_KNOWN_FOR
-        {
-            return Ok(*count);
-        }
-        let count = producer.partitions_of(topic, CALL_BOUND)?;
-        if self.topics.len() >= TOPICS_KNOWN_MAX {
-            self.topics.clear();
-        }
-        self.topics.insert(topic.to_owned(), (count, clock::now()));
-        Ok(count)
-    }
-
     /// Puts a small error reply to the route's own topic in the place of one that was refused.
     pub(super) fn readdress(&mut self, id: PartitionId, offset: i64, reject: &Reject) {
         let Some(partition) = self.partitions.get_mut(&id) else { return };
         let Some(old) = partition.tracker.reply(offset) else { return };
-        let (ticket, letter) = (old.reply.ticket.clone(), old.letter);
+        let (ticket, had_letter, was_error) = (old.reply.ticket.clone(), old.letter, old.reply.error.is_some());
         let dropped = old.reply.error.is_some() && matches!(old.address(), ReplyAddress::Route);
         let reply = self.encoder.encode_reject(ticket, reject);
         self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
@@ -90,6 +26,8 @@ impl Committer {
             tracing::error!(topic = partition.topic, offset, "even the error reply was refused; the record is dropped");
             self.sink.metrics.replies_dropped.inc();
         }
+        // What its sender got wrong makes it a dead letter, if it was none before.
+        let letter = had_letter || (!was_error && letter::is_due(&reply, &self.sink.routes));
         partition.tracker.replace(offset, Pending { reply, to_route: true, dropped, letter });
     }
 
@@ -157,17 +95,6 @@ pub(super) enum Refused {
     Reply,
     /// The route's own topic takes none.
     Route,
-}
-
-/// Why a reply cannot go where its request says, if it cannot.
-fn wrong_address(topic: &str, count: Option<i32>, partition: Option<i32>) -> Option<String> {
-    match (count, partition) {
-        (None, _) => Some(format!("the reply topic {topic} does not exist")),
-        (Some(count), Some(wanted)) if wanted < 0 || wanted >= count => {
-            Some(format!("the reply topic {topic} has {count} partitions, not one of number {wanted}"))
-        }
-        _ => None,
-    }
 }
 
 /// Whether a refusal may be of a whole batch of replies, or of the whole transaction: then only one of them is bad, or

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::super::producer::{ReplyProducer, TransactionError};
 use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError};
-use crate::client::positions;
+use crate::client::{BATCH_BYTES, positions};
 use crate::clock;
 use crate::commit::{Budget, Commit, LIMIT};
 use crate::record::PartitionId;
@@ -23,6 +23,14 @@ impl Committer {
         let Some(mut producer) = self.connect()? else { return Ok(self.in_flight()) };
         if !self.topics_exist(&producer) {
             return Ok(self.in_flight());
+        }
+        if self.bytes_max < BATCH_BYTES {
+            // Made anew with the batches that the topics take.
+            drop(producer);
+            producer = match self.connect()? {
+                Some(producer) => producer,
+                None => return Ok(self.in_flight()),
+            };
         }
         self.sink.ready();
         loop {
@@ -53,9 +61,16 @@ impl Committer {
     /// Sends what is finished. Gives back the producer, a new one after a failure, or none when the worker stops.
     fn transact(&mut self, producer: ReplyProducer) -> Result<Option<ReplyProducer>, SinkError> {
         let begin = clock::now();
+        let batch_bytes = self.bytes_max;
         let mut take = self.take();
         loop {
             match self.check_addresses(&producer, &take) {
+                Ok(0) if self.bytes_max < batch_bytes.min(BATCH_BYTES) => {
+                    // A topic that takes smaller batches than this producer makes.
+                    self.untake();
+                    drop(producer);
+                    return self.connect();
+                }
                 Ok(0) => break,
                 // What stands in for a wrong one goes elsewhere, which is right: all are taken anew.
                 Ok(_) => {
