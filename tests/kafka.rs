@@ -16,6 +16,8 @@ mod head_of_line;
 mod hostile;
 #[path = "kafka/kills.rs"]
 mod kills;
+#[path = "kafka/group.rs"]
+mod group;
 #[path = "kafka/kinds.rs"]
 mod kinds;
 #[path = "kafka/metadata.rs"]
@@ -152,7 +154,14 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         wants("ordering", "lag_reads_zero_behind_control_records", metadata::idle_position),
         trial("deleted_records_are_counted_and_passed", metadata::deleted_records),
         trial("holes_of_a_compacted_topic_hold_nobody_back", metadata::compacted_input),
-        trial("workers_come_and_go_while_the_stream_flows", exactly_once::come_and_go),
+        trial("workers_come_and_go_while_the_stream_flows", group::cooperative),
+        trial("workers_come_and_go_by_the_eager_protocol", group::eager),
+        trial("workers_come_and_go_by_the_brokers_protocol", group::brokers_own),
+        trial("workers_come_and_go_at_least_once", group::at_least_once),
+        trial("partitions_that_are_added_start_at_their_oldest_record", group::partitions_added),
+        trial("a_topic_that_is_made_anew_starts_anew", group::topic_recreated),
+        trial("a_position_past_the_end_stops_its_partition", group::position_past_the_end),
+        trial("two_shards_are_two_members", group::shards),
         trial("a_file_scores_the_same_as_the_worker", exactly_once::same_as_score),
         trial("sigterm_drains", ends::sigterm_drains),
         trial("a_drain_that_is_cut_short_loses_nothing", ends::cut_short),

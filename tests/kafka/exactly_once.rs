@@ -49,13 +49,13 @@ pub(crate) fn the_checker_can_fail(shared: &Shared) {
 }
 
 /// Sends rows `from..to`, keyed by their number.
-fn send(shared: &Shared, topic: &str, rows: std::ops::Range<usize>) {
+pub(crate) fn send(shared: &Shared, topic: &str, rows: std::ops::Range<usize>) {
     let records: Vec<_> = rows.map(|row| Record::new(&row.to_string(), shared.higgs.request(row))).collect();
     shared.kafka.send(topic, &records);
 }
 
 /// Every row of `0..count` has exactly one reply, with its own score.
-fn assert_exactly_once(shared: &Shared, topic: &str, count: usize) {
+pub(crate) fn assert_exactly_once(shared: &Shared, topic: &str, count: usize) {
     let replies = shared.kafka.read(topic, count);
     let mut replies_of: HashMap<String, usize> = HashMap::new();
     for reply in &replies {
@@ -106,35 +106,6 @@ pub(crate) fn a_lost_answer(shared: &Shared) {
     assert_exactly_once(shared, &output, 400);
     assert_eq!(worker.metric("forebay_producers_recycled_total"), 2, "{}", worker.log());
     assert_eq!(worker.terminate(), Some(0));
-}
-
-pub(crate) fn come_and_go(shared: &Shared) {
-    let (input, output) = shared.topics("group", 6);
-    let toml = Toml::new("group").text(&shared.kafka.brokers());
-    let mut first = Worker::ready(&toml, "first");
-    let mut sent = 0;
-    let mut stream = |parts: usize| {
-        for _ in 0..parts {
-            send(shared, &input, sent..sent + 100);
-            sent += 100;
-        }
-    };
-    stream(5);
-    let mut second = Worker::start(&toml, "second", "");
-    stream(5);
-    second.wait_ready();
-    until("a share for the second", || second.metric("forebay_partitions_assigned") == 3);
-    until("a share for the first", || first.metric("forebay_partitions_assigned") == 3);
-    stream(5);
-    assert_eq!(first.terminate(), Some(0));
-    stream(5);
-    // The name is the same, so the group hands the same partitions back without waiting for the session to end.
-    let mut first = Worker::ready(&toml, "first");
-    stream(5);
-    assert_exactly_once(shared, &output, 2500);
-    assert_eq!(second.terminate(), Some(0));
-    assert_eq!(first.terminate(), Some(0));
-    assert_eq!(shared.kafka.committed("group", &input, 6), shared.kafka.ends(&input, 6));
 }
 
 /// `forebay score` prints the same digits as the worker's replies.

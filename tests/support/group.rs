@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use forebay::clock;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::producer::{DefaultProducerContext, Producer as _, ThreadedProducer};
@@ -50,6 +50,24 @@ impl Kafka {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let deleted = runtime.block_on(admin.delete_records(&list, &options)).unwrap();
         deleted.elements().iter().for_each(|element| element.error().unwrap());
+    }
+
+    /// Makes a topic one of `count` partitions.
+    pub fn grow(&self, topic: &str, count: usize) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let options = AdminOptions::new().operation_timeout(Some(BOUND));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let grown = runtime.block_on(admin.create_partitions(&[NewPartitions::new(topic, count)], &options)).unwrap();
+        grown.into_iter().for_each(|topic| drop(topic.unwrap()));
+    }
+
+    /// Deletes a topic.
+    pub fn delete(&self, topic: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let options = AdminOptions::new().operation_timeout(Some(BOUND));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let deleted = runtime.block_on(admin.delete_topics(&[topic], &options)).unwrap();
+        deleted.into_iter().for_each(|topic| drop(topic.unwrap()));
     }
 
     /// A producer that sends in transactions.
