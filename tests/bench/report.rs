@@ -132,7 +132,9 @@ pub(crate) fn print(rows: &[Measured], round_trips: &[Latency], forest: &[Forest
         "latency  from the feeder's hands to a read_committed reader, 10 s after a second that is not timed; 20 s at 20/s"
     );
     println!("         round-trip: the feeder to a plain reader of the same topic, nobody between them");
-    println!("         no-scoring: a model of one leaf, transactions of up to 10,000 as the floor's: what the line alone costs");
+    println!(
+        "         no-scoring: a model of one leaf, transactions of up to 10,000 as the floor's: what the line alone costs"
+    );
     for row in rows.iter().filter(|row| row.subject.is_forebay()) {
         let threads = row.thread_us_per_record.iter().map(|(name, us)| format!("{name} {us:.2}"));
         println!("{}  CPU µs/record by thread: {}", row.subject.name(), threads.collect::<Vec<_>>().join(", "));

@@ -17,7 +17,7 @@ const AFTER_S: usize = 1;
 const WINDOW: Duration = Duration::from_millis(500);
 
 /// A stream with a slow record.
-struct Slow {
+struct Run {
     rate_per_s: usize,
     records: usize,
     /// The number of the slow one.
@@ -28,7 +28,7 @@ struct Slow {
     output: String,
 }
 
-impl Slow {
+impl Run {
     fn new(shared: &Shared, name: &str) -> Self {
         let (input, output) = shared.topics(name, i32::try_from(PARTITIONS).unwrap());
         let rate_per_s = env_or("FOREBAY_RATE", 5000);
@@ -43,7 +43,7 @@ impl Slow {
         let requests: Vec<String> = (0..self.records).map(|n| shared.higgs.request_at(n, 2)).collect();
         let record = move |n: usize| {
             let partition = i32::try_from(n % PARTITIONS).unwrap();
-            Record::new(&format!("k{n}"), requests[n].as_bytes()).to_partition(partition)
+            Record::new(&format!("k{n}"), requests[n].as_bytes()).at_partition(partition)
         };
         Feed::start(&shared.kafka, &self.input, self.rate_per_s as f64, self.records, record)
     }
@@ -55,7 +55,7 @@ impl Slow {
 }
 
 pub(crate) fn flows(shared: &Shared) {
-    let run = Slow::new(shared, "headofline");
+    let run = Run::new(shared, "headofline");
     let mut worker = Worker::start(&run.toml, "headofline", &run.failpoints);
     worker.wait_ready();
     let watcher = Watcher::start(&shared.kafka, &run.output);
@@ -91,7 +91,7 @@ pub(crate) fn flows(shared: &Shared) {
 }
 
 /// Windows between the two moments in which no other reply of the slow record's partition came.
-fn pauses(run: &Slow, arrivals: &[Arrival], from: Instant, to: Instant) -> usize {
+fn pauses(run: &Run, arrivals: &[Arrival], from: Instant, to: Instant) -> usize {
     let windows = (to - from).as_millis() / WINDOW.as_millis();
     let mut replies = vec![0_usize; usize::try_from(windows).unwrap()];
     for arrival in arrivals.iter().filter(|arrival| run.is_neighbour(arrival.n) && arrival.at >= from) {
@@ -104,7 +104,7 @@ fn pauses(run: &Slow, arrivals: &[Arrival], from: Instant, to: Instant) -> usize
 }
 
 pub(crate) fn killed(shared: &Shared) {
-    let run = Slow::new(shared, "slowkilled");
+    let run = Run::new(shared, "slowkilled");
     let partitions = i32::try_from(PARTITIONS).unwrap();
     let mut worker = Worker::start(&run.toml, "slowkilled", &run.failpoints);
     worker.wait_ready();

@@ -72,7 +72,9 @@ fn run(shared: &Shared, name: &str, ways: &[&'static str], route: &str) -> (Hash
         let body = higgs.request_at(n, 1 + n % 3);
         match badness(ways, n) {
             Some(bad) => spoil(bad, name, n, &body),
-            None if n % 10 == 0 => Record::new(&format!("k{n}"), body).header("kafka_replyTopic", replies.as_str()),
+            None if n.is_multiple_of(10) => {
+                Record::new(&format!("k{n}"), body).header("kafka_replyTopic", replies.as_str())
+            }
             None => Record::new(&format!("k{n}"), body),
         }
     };
@@ -97,7 +99,7 @@ fn run(shared: &Shared, name: &str, ways: &[&'static str], route: &str) -> (Hash
                 assert_eq!(topic, &output, "r{n}: an error goes to the route's own topic");
                 bad.push(reply);
             } else {
-                assert_eq!(*topic == replies, n % 10 == 0 && n < count, "r{n} in {topic}");
+                assert_eq!(*topic == replies, n.is_multiple_of(10) && n < count, "r{n} in {topic}");
                 assert_score(&reply.json(), higgs.score_at(n));
                 replies_of[n] += 1;
             }

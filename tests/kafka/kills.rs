@@ -41,7 +41,7 @@ pub(crate) fn at_least_once(shared: &Shared) {
 pub(crate) fn order_of_keys(shared: &Shared) {
     let outcome = run(shared, "killskey", Promise { ordering: "key", ..EXACTLY_ONCE }, env_or("FOREBAY_KILLS", 3));
     outcome.tally.assert_exactly_once();
-    assert_eq!(outcome.out_of_order(|request| request.key_text()), 0);
+    assert_eq!(outcome.out_of_order(Record::key_text), 0);
 }
 
 pub(crate) fn order_of_partitions(shared: &Shared) {
@@ -55,7 +55,7 @@ pub(crate) fn order_of_partitions(shared: &Shared) {
 pub(crate) fn no_order(shared: &Shared) {
     let outcome = run(shared, "killsnone", EXACTLY_ONCE, 1);
     outcome.tally.assert_exactly_once();
-    let by_key = outcome.out_of_order(|request| request.key_text());
+    let by_key = outcome.out_of_order(Record::key_text);
     let by_partition = outcome.out_of_order(|request| request.partition.unwrap().to_string());
     println!("killsnone: out of order: {by_key} in their key, {by_partition} in their partition");
     assert!(by_key > 0 && by_partition > 0, "nothing was out of order, so the other runs show nothing");

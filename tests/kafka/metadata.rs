@@ -17,7 +17,7 @@ fn other_group(shared: &Shared, name: &str, suffix: &str, partitions: i32) -> (S
 /// Sends records `from..to`, one to each partition in turn.
 fn send(shared: &Shared, topic: &str, rows: std::ops::Range<usize>, partitions: i32) {
     let partition = |n: usize| i32::try_from(n).unwrap() % partitions;
-    let record = |n: usize| Record::new(&format!("k{n}"), shared.higgs.request(n)).to_partition(partition(n));
+    let record = |n: usize| Record::new(&format!("k{n}"), shared.higgs.request(n)).at_partition(partition(n));
     shared.kafka.send(topic, &rows.map(record).collect::<Vec<_>>());
 }
 
@@ -123,7 +123,7 @@ fn send_transactions(shared: &Shared, input: &str) -> Vec<usize> {
     for transaction in 0..20 {
         let rows = transaction * 10..(transaction + 1) * 10;
         let records: Vec<_> =
-            rows.clone().map(|n| Record::new(&format!("k{n}"), shared.higgs.request(n)).to_partition(0)).collect();
+            rows.clone().map(|n| Record::new(&format!("k{n}"), shared.higgs.request(n)).at_partition(0)).collect();
         let commits = transaction % 2 == 0;
         producer.send(input, &records, commits);
         committed.extend(rows.filter(|_| commits));
@@ -181,7 +181,7 @@ pub(crate) fn compacted_input(shared: &Shared) {
     shared.kafka.create(&[output], 1);
     // Of each key the last record stays: keys come again at different distances, so holes are of all lengths.
     let key = |n: usize| format!("k{}", n % 7 * (n % 5));
-    let record = |n: usize| Record::new(&key(n), shared.higgs.request(n)).to_partition(0);
+    let record = |n: usize| Record::new(&key(n), shared.higgs.request(n)).at_partition(0);
     let mut sent = 0;
     let mut send = |count: usize| {
         shared.kafka.send(input, &(sent..sent + count).map(record).collect::<Vec<_>>());

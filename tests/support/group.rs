@@ -99,7 +99,9 @@ impl Transactions {
     /// One transaction.
     pub fn send(&self, topic: &str, records: &[Record], commits: bool) {
         self.0.begin_transaction().unwrap();
-        records.iter().for_each(|record| record.send(&self.0, topic));
+        for record in records {
+            record.send(&self.0, topic);
+        }
         self.0.flush(BOUND).unwrap();
         if commits { self.0.commit_transaction(BOUND) } else { self.0.abort_transaction(BOUND) }.unwrap();
     }

@@ -230,7 +230,7 @@ impl Record {
         self
     }
 
-    pub fn to_partition(mut self, partition: i32) -> Self {
+    pub fn at_partition(mut self, partition: i32) -> Self {
         self.partition = Some(partition);
         self
     }

@@ -5,6 +5,8 @@ use std::ffi::{CString, c_char, c_void};
 
 use rdkafka::producer::Producer as _;
 use rdkafka_sys as sys;
+use rdkafka_sys::rd_kafka_vtype_t as Kind;
+use rdkafka_sys::rd_kafka_vu_s__bindgen_ty_1 as Value;
 
 use super::{BOUND, Kafka, Record};
 
@@ -13,7 +15,7 @@ impl Kafka {
     pub fn send_with_header(&self, topic: &str, record: &Record, name: &[u8], value: &[u8]) {
         let producer = self.producer();
         let (topic, name) = (CString::new(topic).unwrap(), CString::new(name).unwrap());
-        let mem = |bytes: &[u8]| sys::rd_kafka_vu_s__bindgen_ty_1 {
+        let mem = |bytes: &[u8]| Value {
             mem: sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
                 ptr: bytes.as_ptr().cast::<c_void>().cast_mut(),
                 size: bytes.len(),
@@ -24,14 +26,11 @@ impl Kafka {
             val: value.as_ptr().cast(),
             size: isize::try_from(value.len()).unwrap(),
         };
-        use sys::rd_kafka_vtype_t as Kind;
-        use sys::rd_kafka_vu_s__bindgen_ty_1 as Value;
-        let copy = sys::RD_KAFKA_MSG_F_COPY.try_into().unwrap();
         let parts = [
             (Kind::RD_KAFKA_VTYPE_TOPIC, Value { cstr: topic.as_ptr().cast::<c_char>() }),
             (Kind::RD_KAFKA_VTYPE_KEY, mem(record.key.as_deref().unwrap_or_default())),
             (Kind::RD_KAFKA_VTYPE_VALUE, mem(record.payload.as_deref().unwrap_or_default())),
-            (Kind::RD_KAFKA_VTYPE_MSGFLAGS, Value { i: copy }),
+            (Kind::RD_KAFKA_VTYPE_MSGFLAGS, Value { i: sys::RD_KAFKA_MSG_F_COPY }),
             (Kind::RD_KAFKA_VTYPE_HEADER, Value { header }),
         ];
         let parts = parts.map(|(vtype, u)| sys::rd_kafka_vu_s { vtype, u });
