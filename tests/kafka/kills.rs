@@ -20,7 +20,15 @@ const KEYS: usize = 60;
 const BATCHES: &str = "[model.batch]\nbatch_size_max = 16\n";
 const SLOWLY: &str = "score::batch=sleep(5)";
 
-/// What is left of a run.
+/// A run of the stream.
+struct Run<'a> {
+    name: &'a str,
+    promise: Promise,
+    kills: usize,
+    failpoints: &'a str,
+}
+
+/// What is left of it.
 struct Outcome {
     tally: Tally,
     requests: Vec<Record>,
@@ -28,32 +36,40 @@ struct Outcome {
 }
 
 pub(crate) fn at_random(shared: &Shared) {
-    let outcome = run(shared, "kills", EXACTLY_ONCE, env_or("FOREBAY_KILLS", 6));
+    let outcome = Run::new("kills", EXACTLY_ONCE, env_or("FOREBAY_KILLS", 6)).on(shared);
     outcome.tally.assert_exactly_once();
+}
+
+/// The negative control: each worker leaves out one reply and sends another one twice.
+pub(crate) fn liars(shared: &Shared) {
+    let failpoints = "sink::drop_reply=200*off->1*return->off;sink::double_reply=300*off->1*return->off";
+    let Outcome { tally, .. } = Run { failpoints, ..Run::new("killsliars", EXACTLY_ONCE, 1) }.on(shared);
+    assert!(tally.lost > 0 && tally.doubled > 0 && tally.wrong == 0, "{tally}");
 }
 
 pub(crate) fn at_least_once(shared: &Shared) {
     let promise = Promise { delivery: "at_least_once", ..EXACTLY_ONCE };
-    let Outcome { tally, .. } = run(shared, "killsatleast", promise, env_or("FOREBAY_KILLS", 3));
+    let Outcome { tally, .. } = Run::new("killsatleast", promise, env_or("FOREBAY_KILLS", 3)).on(shared);
     assert_eq!((tally.lost, tally.wrong), (0, 0), "{tally}");
 }
 
 pub(crate) fn order_of_keys(shared: &Shared) {
-    let outcome = run(shared, "killskey", Promise { ordering: "key", ..EXACTLY_ONCE }, env_or("FOREBAY_KILLS", 3));
+    let promise = Promise { ordering: "key", ..EXACTLY_ONCE };
+    let outcome = Run::new("killskey", promise, env_or("FOREBAY_KILLS", 3)).on(shared);
     outcome.tally.assert_exactly_once();
     assert_eq!(outcome.out_of_order(Record::key_text), 0);
 }
 
 pub(crate) fn order_of_partitions(shared: &Shared) {
     let promise = Promise { ordering: "partition", ..EXACTLY_ONCE };
-    let outcome = run(shared, "killspartition", promise, env_or("FOREBAY_KILLS", 3));
+    let outcome = Run::new("killspartition", promise, env_or("FOREBAY_KILLS", 3)).on(shared);
     outcome.tally.assert_exactly_once();
     assert_eq!(outcome.out_of_order(|request| request.partition.unwrap().to_string()), 0);
 }
 
 /// The negative control: the same stream, without a promise, does come out of order, and the checker sees it.
 pub(crate) fn no_order(shared: &Shared) {
-    let outcome = run(shared, "killsnone", EXACTLY_ONCE, 1);
+    let outcome = Run::new("killsnone", EXACTLY_ONCE, 1).on(shared);
     outcome.tally.assert_exactly_once();
     let by_key = outcome.out_of_order(Record::key_text);
     let by_partition = outcome.out_of_order(|request| request.partition.unwrap().to_string());
@@ -61,33 +77,40 @@ pub(crate) fn no_order(shared: &Shared) {
     assert!(by_key > 0 && by_partition > 0, "nothing was out of order, so the other runs show nothing");
 }
 
-fn run(shared: &Shared, name: &str, promise: Promise, kills: usize) -> Outcome {
-    let (kafka, seed, records) = (&shared.kafka, Random::seed(), kills * RECORDS_A_KILL);
-    let mut random = Random::new(seed);
-    let (input, output) = shared.topics(name, PARTITIONS);
-    let toml = Toml { kafka: &promise.lines(), model: BATCHES, ..Toml::new(name) }.text(&kafka.brokers());
-    let mut fleet = Fleet::start(&toml, name, WORKERS, SLOWLY);
-
-    let requests: Vec<String> = (0..records).map(|n| shared.higgs.request_at(n, 1 + (n + n / KEYS) % 3)).collect();
-    let record = move |n: usize| Record::new(&format!("k{}", n % KEYS), requests[n].as_bytes());
-    let feed = Feed::start(kafka, &input, RATE_PER_S, records, record);
-    let mut hits = 0;
-    for kill in 0..kills {
-        // Somewhere in the kill's own stretch of the stream, but for its end: the replaced one shall have work again.
-        feed.wait_sent(kill * RECORDS_A_KILL + random.below(RECORDS_A_KILL * 4 / 5));
-        let victim = random.below(fleet.len());
-        fleet.worker(victim).wait_ready();
-        hits += usize::from(fleet.kill(victim));
+impl<'a> Run<'a> {
+    fn new(name: &'a str, promise: Promise, kills: usize) -> Self {
+        Self { name, promise, kills, failpoints: SLOWLY }
     }
-    feed.end();
-    fleet.wait_quiet(kafka, name, (&input, PARTITIONS), &output);
 
-    let replies = kafka.read(&output, 0);
-    let tally = Tally::of(&replies, records, |n| shared.higgs.score_at(n));
-    println!("{name}: seed={seed} kills={kills} hits={hits} {tally}");
-    assert!(hits > 0, "no kill struck a worker with records in flight: nothing was shown");
-    fleet.terminate();
-    Outcome { tally, requests: kafka.read(&input, records), replies }
+    fn on(self, shared: &Shared) -> Outcome {
+        let Self { name, promise, kills, failpoints } = self;
+        let (kafka, seed, records) = (&shared.kafka, Random::seed(), kills * RECORDS_A_KILL);
+        let mut random = Random::new(seed);
+        let (input, output) = shared.topics(name, PARTITIONS);
+        let toml = Toml { kafka: &promise.lines(), model: BATCHES, ..Toml::new(name) }.text(&kafka.brokers());
+        let mut fleet = Fleet::start(&toml, name, WORKERS, failpoints);
+
+        let requests: Vec<String> = (0..records).map(|n| shared.higgs.request_at(n, 1 + (n + n / KEYS) % 3)).collect();
+        let record = move |n: usize| Record::new(&format!("k{}", n % KEYS), requests[n].as_bytes());
+        let feed = Feed::start(kafka, &input, RATE_PER_S, records, record);
+        let mut hits = 0;
+        for kill in 0..kills {
+            // Somewhere in the kill's own stretch of the stream, but for its end: the replaced one shall have work again.
+            feed.wait_sent(kill * RECORDS_A_KILL + random.below(RECORDS_A_KILL * 4 / 5));
+            let victim = random.below(fleet.len());
+            fleet.worker(victim).wait_ready();
+            hits += usize::from(fleet.kill(victim));
+        }
+        feed.end();
+        fleet.wait_quiet(kafka, name, (&input, PARTITIONS), &output);
+
+        let replies = kafka.read(&output, 0);
+        let tally = Tally::of(&replies, records, |n| shared.higgs.score_at(n));
+        println!("{name}: seed={seed} kills={kills} hits={hits} {tally}");
+        assert!(hits > 0, "no kill struck a worker with records in flight: nothing was shown");
+        fleet.terminate();
+        Outcome { tally, requests: kafka.read(&input, records), replies }
+    }
 }
 
 impl Outcome {
