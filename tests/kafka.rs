@@ -148,6 +148,8 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         wants("ordering", "replies_too_large_for_their_topic_cost_little", hostile::too_large),
         wants("dead_letter", "one_hostile_sender_and_dead_letters", hostile::dead_letters),
         trial("a_group_of_other_clients_is_taken_over", metadata::taken_over),
+        wants("ordering", "the_set_of_a_parallel_consumer_is_read", metadata::parallel_consumer),
+        wants("ordering", "an_offset_map_of_a_later_version_is_refused", metadata::unknown_version),
         wants("ordering", "the_offset_map_goes_with_its_position", metadata::map_is_read),
         wants("ordering", "a_damaged_offset_map_stops_its_partition", metadata::damaged),
         wants("ordering", "an_offset_map_of_another_position_is_ignored", metadata::stale),

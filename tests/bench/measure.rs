@@ -27,7 +27,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 const MIDDLE: (f64, f64) = (0.15, 0.75);
 /// How long a latency phase is, after a second that is not timed.
 const LATENCY_S: f64 = 10.0;
-/// Twice as long, or as often as this, where records are few.
+/// Half as long again where records come slower than this.
 const SLOW_BELOW_PER_S: f64 = 100.0;
 
 /// Where and how subjects are measured.
@@ -114,7 +114,7 @@ impl Bench<'_> {
     }
 
     fn latency_s(&self, rate_per_s: f64, latency_s: f64) -> f64 {
-        let longer = if rate_per_s < SLOW_BELOW_PER_S { 2.0 } else { 1.0 };
+        let longer = if rate_per_s < SLOW_BELOW_PER_S { 1.5 } else { 1.0 };
         latency_s * longer / if self.quick { 5.0 } else { 1.0 }
     }
 

@@ -129,7 +129,7 @@ pub(crate) fn print(rows: &[Measured], round_trips: &[Latency], forest: &[Forest
         "model    LightGBM 500 trees x 63 leaves, 32 features; no cache; forebay with its defaults (reply_metadata = \"short\")"
     );
     println!(
-        "latency  from the feeder's hands to a read_committed reader, 10 s after a second that is not timed; 20 s at 20/s"
+        "latency  from the feeder's hands to a read_committed reader, 10 s after a second that is not timed; 15 s at 20/s"
     );
     println!("         round-trip: the feeder to a plain reader of the same topic, nobody between them");
     println!(
