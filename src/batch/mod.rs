@@ -8,11 +8,13 @@
 //! 1. An entry leaves exactly once: in a batch ([`DynamicBatcher::poll`]), expired ([`DynamicBatcher::expire`]) or
 //!    drained ([`DynamicBatcher::drain`]).
 //! 2. No entry leaves in a batch before one of a higher level, or an earlier one of its own level, that was waiting.
+//!    One that was put back ([`DynamicBatcher::put_back`]) waits in its level from the end of its delay on.
 //! 3. A batch has at most `batch_size_max` rows, unless it is one entry that alone has more. The rows of one entry
 //!    are never split.
 //! 4. A batch never holds an entry whose deadline has passed.
 
 mod buffer;
+mod delayed;
 #[cfg(test)]
 mod naive;
 mod queue;
@@ -23,7 +25,17 @@ use std::time::{Duration, Instant};
 pub use buffer::{Element, MemoryPool, PoolStats, PooledBuffer};
 pub use queue::Entry;
 
+use delayed::Delayed;
 use queue::Queue;
+
+/// The first back-off of [`back_off`].
+const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
+
+/// How long an entry is left alone after it failed for the `tries`-th time: 100 ms after the first, then twice the last.
+#[must_use]
+pub fn back_off(tries: u8) -> Duration {
+    BACK_OFF_FIRST.saturating_mul(2_u32.saturating_pow(u32::from(tries.saturating_sub(1))))
+}
 
 /// How entries are gathered into batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +75,11 @@ pub struct BatcherStats {
     pub refused: u64,
     /// Entries waiting now.
     pub waiting: usize,
-    /// Rows of the entries waiting now.
+    /// Those of them that were put back and whose delay has not ended.
+    pub delayed: usize,
+    /// Rows of the entries waiting now, the delayed ones aside.
     pub waiting_rows: u64,
-    /// Entries waiting now in each level, level 1 first.
+    /// Entries waiting now in each level, level 1 first, the delayed ones aside.
     pub depth: Vec<usize>,
 }
 
@@ -77,6 +91,7 @@ pub struct BatcherStats {
 pub struct DynamicBatcher<T> {
     policy: BatchPolicy,
     queue: Queue<T>,
+    delayed: Delayed<T>,
     processed_batches: u64,
     processed_rows: u64,
     expired: u64,
@@ -91,6 +106,7 @@ impl<T> DynamicBatcher<T> {
         Self {
             policy,
             queue: Queue::new(policy.priority_levels, depth_max),
+            delayed: Delayed::new(),
             processed_batches: 0,
             processed_rows: 0,
             expired: 0,
@@ -106,13 +122,36 @@ impl<T> DynamicBatcher<T> {
     /// # Panics
     /// When its priority lies outside `priority_levels`: decode rejects such a request, so none can arrive here.
     pub fn enqueue(&mut self, entry: Entry<T>) -> Result<(), Entry<T>> {
+        self.assert_level(&entry);
+        self.queue.push(entry).inspect_err(|_| self.refused += 1)
+    }
+
+    /// Takes an entry back that left in a batch: from `until` on it waits at the end of its level again. Until then it is
+    /// in no batch, and no other entry waits for it; its deadline holds all the while.
+    ///
+    /// It is never refused: it had its place before, so a level may hold more than `queue_depth_max` by as many.
+    ///
+    /// # Panics
+    /// As [`enqueue`](Self::enqueue).
+    pub fn put_back(&mut self, entry: Entry<T>, until: Instant) {
+        self.assert_level(&entry);
+        self.delayed.push(entry, until);
+    }
+
+    /// Ends all delays: what was put back waits in its level from now on.
+    pub fn end_delays(&mut self) {
+        while let Some(entry) = self.delayed.pop(None) {
+            self.queue.push_again(entry);
+        }
+    }
+
+    fn assert_level(&self, entry: &Entry<T>) {
         assert!(
             entry.priority.get() <= self.policy.priority_levels.get(),
             "priority {} of {} levels: decode rejects it",
             entry.priority.get(),
             self.policy.priority_levels
         );
-        self.queue.push(entry).inspect_err(|_| self.refused += 1)
     }
 
     /// Asked by an idle score thread: moves a batch into `batch`, which must be empty, or says when to ask again.
@@ -127,11 +166,16 @@ impl<T> DynamicBatcher<T> {
     pub fn poll(&mut self, now: Instant, batch: &mut Vec<Entry<T>>) -> Dispatch {
         assert!(batch.is_empty(), "the last batch was taken before the next is asked for");
         assert!(self.next_deadline().is_none_or(|deadline| deadline > now), "expire(now) comes before poll(now)");
-        let Some(oldest) = self.oldest_arrival() else {
-            return Dispatch::Idle;
-        };
-        if let Some(wait) = self.wait(now, oldest) {
-            return wait;
+        while let Some(entry) = self.delayed.pop(Some(now)) {
+            self.queue.push_again(entry);
+        }
+        let wait = self.oldest_arrival().map_or(Some(Dispatch::Idle), |oldest| self.wait(now, oldest));
+        if let Some(wait) = wait {
+            return match (wait, self.delayed.next()) {
+                (Dispatch::WaitUntil(time), Some(end)) => Dispatch::WaitUntil(time.min(end)),
+                (_, Some(end)) => Dispatch::WaitUntil(end),
+                (wait, None) => wait,
+            };
         }
         self.fill(batch);
         Dispatch::Batch
@@ -141,13 +185,18 @@ impl<T> DynamicBatcher<T> {
     pub fn expire(&mut self, now: Instant, expired: &mut Vec<Entry<T>>) {
         let before = expired.len();
         self.queue.expire(now, expired);
+        let queued = expired.len();
+        self.delayed.expire(now, expired);
+        if expired.len() > queued {
+            expired[before..].sort_by_key(|entry| entry.deadline);
+        }
         self.expired += (expired.len() - before) as u64;
     }
 
     /// The earliest deadline of a waiting entry: when to call [`expire`](Self::expire) next. O(1).
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.queue.next_deadline()
+        self.queue.next_deadline().into_iter().chain(self.delayed.next_deadline()).min()
     }
 
     /// The earliest arrival among the heads of the levels.
@@ -161,22 +210,23 @@ impl<T> DynamicBatcher<T> {
 
     /// Moves everything that waits to the end of `out`, highest level first, for shutdown.
     pub fn drain(&mut self, out: &mut Vec<Entry<T>>) {
+        self.end_delays();
         self.queue.drain(out);
     }
 
-    /// Entries waiting.
+    /// Entries waiting, the delayed ones among them.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.delayed.len()
     }
 
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.queue.len() == 0
+        self.len() == 0
     }
 
-    /// Rows of the waiting entries.
+    /// Rows of the waiting entries, the delayed ones aside.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.queue.rows()
@@ -193,6 +243,7 @@ impl<T> DynamicBatcher<T> {
             expired: self.expired,
             refused: self.refused,
             waiting: self.len(),
+            delayed: self.delayed.len(),
             waiting_rows: self.rows(),
             depth: self.queue.depths().collect(),
         }
@@ -204,7 +255,7 @@ impl<T> DynamicBatcher<T> {
         if full || self.policy.queue_delay_max.is_zero() {
             return None;
         }
-        match (oldest.checked_add(self.policy.queue_delay_max), self.next_deadline()) {
+        match (oldest.checked_add(self.policy.queue_delay_max), self.queue.next_deadline()) {
             // An entry expires AT its deadline: one at the very end of the delay would be lost by waiting, too.
             (Some(delay_end), Some(deadline)) if deadline <= delay_end => None,
             (Some(delay_end), _) => (now < delay_end).then_some(Dispatch::WaitUntil(delay_end)),
@@ -419,13 +470,58 @@ mod tests {
     }
 
     #[test]
+    fn the_back_off_doubles() {
+        let delays: Vec<_> = (1..=10).map(|tries| back_off(tries).as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200]);
+        assert_eq!(back_off(u8::MAX), BACK_OFF_FIRST * u32::MAX, "no overflow");
+    }
+
+    #[test]
+    fn an_entry_put_back_holds_nobody_back_and_keeps_its_level() {
+        let t = start();
+        let mut batcher = holding(policy(4, Duration::ZERO), [entry(1, 3, 1, t)]);
+        batcher.put_back(entry(2, 1, 1, t), t + 2 * MS);
+        assert_eq!(poll_all(&mut batcher, t), (vec![vec![1]], Dispatch::WaitUntil(t + 2 * MS)));
+        assert_eq!((batcher.len(), batcher.rows(), batcher.get_stats().delayed), (1, 0, 1));
+        batcher.enqueue(entry(3, 1, 1, t)).expect("room");
+        batcher.enqueue(entry(4, 2, 1, t)).expect("room");
+        assert_eq!(poll_all(&mut batcher, t + 2 * MS), (vec![vec![3, 2, 4]], Dispatch::Idle));
+    }
+
+    #[test]
+    fn a_deadline_holds_while_an_entry_is_delayed_and_makes_no_batch_due() {
+        let t = start();
+        let mut batcher = holding(policy(9, 5 * MS), [with_deadline(entry(1, 1, 1, t), t + 8 * MS)]);
+        batcher.put_back(with_deadline(entry(2, 1, 1, t), t + MS), t + 20 * MS);
+        batcher.put_back(with_deadline(entry(3, 1, 1, t), t + 9 * MS), t + 20 * MS);
+        assert_eq!(batcher.next_deadline(), Some(t + MS));
+        assert_eq!(poll_all(&mut batcher, t), (vec![], Dispatch::WaitUntil(t + 5 * MS)), "1 waits for company");
+        let mut expired = Vec::new();
+        batcher.expire(t + 9 * MS, &mut expired);
+        assert_eq!(items(&expired), [2, 1, 3]);
+        assert!(batcher.is_empty());
+    }
+
+    #[test]
+    fn delays_can_be_ended_and_a_full_level_takes_what_was_put_back() {
+        let t = start();
+        let depth_one = BatchPolicy { queue_depth_max: NonZeroU32::MIN, ..policy(4, Duration::ZERO) };
+        let mut batcher = holding(depth_one, [entry(1, 1, 1, t)]);
+        batcher.put_back(entry(2, 1, 1, t), t + 9 * MS);
+        batcher.put_back(entry(3, 1, 1, t), t + 8 * MS);
+        batcher.end_delays();
+        assert_eq!(poll_all(&mut batcher, t), (vec![vec![1, 3, 2]], Dispatch::Idle));
+    }
+
+    #[test]
     fn drain_empties_every_level() {
         let t = start();
         let entries = [entry(1, 3, 1, t), with_deadline(entry(2, 1, 1, t), t + MS), entry(3, 1, 1, t)];
         let mut batcher = holding(policy(4, MS), entries);
+        batcher.put_back(entry(4, 2, 1, t), t + 9 * MS);
         let mut out = Vec::new();
         batcher.drain(&mut out);
-        assert_eq!(items(&out), [2, 3, 1]);
+        assert_eq!(items(&out), [2, 3, 4, 1]);
         assert_eq!((batcher.len(), batcher.rows(), batcher.next_deadline()), (0, 0, None));
         assert_eq!(poll_all(&mut batcher, t + 9 * MS), (vec![], Dispatch::Idle));
     }

@@ -33,6 +33,8 @@ struct Naive {
     delay: u64,
     depth_max: usize,
     list: Vec<Waiting>,
+    /// What was put back, with the end of its delay.
+    delayed: Vec<(u64, Waiting)>,
 }
 
 impl Naive {
@@ -44,6 +46,13 @@ impl Naive {
         room
     }
 
+    /// What was put back until `now` or earlier goes to the end of the list, in the order of those moments.
+    fn end_delays(&mut self, now: u64) {
+        self.delayed.sort_by_key(|(until, _)| *until);
+        let ended = self.delayed.iter().filter(|(until, _)| *until <= now).count();
+        self.list.extend(self.delayed.drain(..ended).map(|(_, entry)| entry));
+    }
+
     /// In the order in which entries leave: stable, so that each level keeps the order of `enqueue`.
     fn in_order(&self) -> Vec<Waiting> {
         let mut sorted = self.list.clone();
@@ -52,7 +61,8 @@ impl Naive {
     }
 
     fn next_deadline(&self) -> Option<u64> {
-        self.list.iter().filter_map(|entry| entry.deadline).min()
+        let delayed = self.delayed.iter().map(|(_, entry)| entry);
+        self.list.iter().chain(delayed).filter_map(|entry| entry.deadline).min()
     }
 
     fn oldest_arrival(&self) -> Option<u64> {
@@ -67,10 +77,13 @@ impl Naive {
 
     fn remove(&mut self, ids: &[u64]) {
         self.list.retain(|entry| !ids.contains(&entry.id));
+        self.delayed.retain(|(_, entry)| !ids.contains(&entry.id));
     }
 
     fn expire(&mut self, now: u64) -> Vec<u64> {
         let mut gone = self.in_order();
+        self.delayed.sort_by_key(|(until, _)| *until);
+        gone.extend(self.delayed.iter().map(|(_, entry)| entry.clone()));
         gone.retain(|entry| entry.deadline.is_some_and(|deadline| deadline <= now));
         gone.sort_by_key(|entry| entry.deadline);
         let ids: Vec<_> = gone.iter().map(|entry| entry.id).collect();
@@ -79,14 +92,16 @@ impl Naive {
     }
 
     fn poll(&mut self, now: u64) -> Answer {
+        self.end_delays(now);
+        let next_end = self.delayed.iter().map(|(until, _)| *until).min();
         let Some(oldest) = self.oldest_arrival() else {
-            return Answer::Idle;
+            return next_end.map_or(Answer::Idle, Answer::WaitUntil);
         };
         let delay_end = oldest + self.delay;
-        let would_expire = self.next_deadline().is_some_and(|deadline| deadline <= delay_end);
+        let would_expire = self.list.iter().any(|entry| entry.deadline.is_some_and(|deadline| deadline <= delay_end));
         let reasons = [self.delay == 0, self.rows() >= self.size_max, delay_end <= now, would_expire];
         if reasons == [false; 4] {
-            return Answer::WaitUntil(delay_end);
+            return Answer::WaitUntil(next_end.map_or(delay_end, |end| end.min(delay_end)));
         }
         // The longest beginning of the order that fits, and never less than one entry.
         let sorted = self.in_order();
@@ -98,6 +113,7 @@ impl Naive {
     }
 
     fn drain(&mut self) -> Vec<u64> {
+        self.end_delays(u64::MAX);
         let ids = self.in_order().iter().map(|entry| entry.id).collect();
         self.list.clear();
         ids
@@ -114,6 +130,14 @@ enum Step {
         skew: i64,
         timeout: Option<u64>,
     },
+    /// Like an enqueue, but with a delay and without a refusal.
+    PutBack {
+        level: u8,
+        rows: u32,
+        timeout: Option<u64>,
+        delay: u64,
+    },
+    EndDelays,
     Advance(u64),
     Expire,
     Poll,
@@ -125,10 +149,13 @@ const LEVELS: u8 = 4;
 const FIRST: u64 = 10;
 
 fn step() -> impl Strategy<Value = Step> {
-    let timeout = prop_oneof![2 => Just(None), 3 => (0..30_u64).prop_map(Some), 1 => (0..500_u64).prop_map(Some)];
+    let timeout = || prop_oneof![2 => Just(None), 3 => (0..30_u64).prop_map(Some), 1 => (0..500_u64).prop_map(Some)];
     prop_oneof![
-        60 => (1..=LEVELS, 0..6_u32, -2..6_i64, timeout)
+        60 => (1..=LEVELS, 0..6_u32, -2..6_i64, timeout())
             .prop_map(|(level, rows, skew, timeout)| Step::Enqueue { level, rows, skew, timeout }),
+        8 => (1..=LEVELS, 0..6_u32, timeout(), 0..40_u64)
+            .prop_map(|(level, rows, timeout, delay)| Step::PutBack { level, rows, timeout, delay }),
+        1 => Just(Step::EndDelays),
         15 => (0..8_u64).prop_map(Step::Advance),
         6 => Just(Step::Expire),
         12 => Just(Step::Poll),
@@ -164,6 +191,7 @@ impl Pair {
             delay: u64::try_from(policy.queue_delay_max.as_millis()).expect("short"),
             depth_max: usize::try_from(policy.queue_depth_max.get()).expect("small"),
             list: Vec::new(),
+            delayed: Vec::new(),
         };
         let batcher = DynamicBatcher::new(policy);
         Self { start: start(), now: FIRST, enqueued: 0, naive, batcher }
@@ -176,6 +204,15 @@ impl Pair {
     fn take(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match *step {
             Step::Enqueue { level, rows, skew, timeout } => self.enqueue(level, rows, skew, timeout)?,
+            Step::PutBack { level, rows, timeout, delay } => {
+                let (waiting, entry) = self.entry(level, rows, 0, timeout);
+                self.naive.delayed.push((self.now + delay, waiting));
+                self.batcher.put_back(entry, self.at(self.now + delay));
+            }
+            Step::EndDelays => {
+                self.naive.end_delays(u64::MAX);
+                self.batcher.end_delays();
+            }
             Step::Advance(ms) => self.now += ms,
             Step::Expire => self.expire()?,
             Step::Poll => self.poll()?,
@@ -189,6 +226,14 @@ impl Pair {
     }
 
     fn enqueue(&mut self, level: u8, rows: u32, skew: i64, timeout: Option<u64>) -> Result<(), TestCaseError> {
+        let (waiting, entry) = self.entry(level, rows, skew, timeout);
+        let want = if self.naive.enqueue(waiting) { Ok(()) } else { Err(entry.clone()) };
+        prop_assert_eq!(self.batcher.enqueue(entry), want);
+        Ok(())
+    }
+
+    /// A new entry, for both.
+    fn entry(&mut self, level: u8, rows: u32, skew: i64, timeout: Option<u64>) -> (Waiting, Entry<u64>) {
         let id = self.enqueued;
         self.enqueued += 1;
         let arrived = self.now.checked_add_signed(-skew).expect("FIRST leaves room for the skew");
@@ -200,10 +245,7 @@ impl Pair {
             arrived: self.at(arrived),
             deadline: deadline.map(|ms| self.at(ms)),
         };
-        let took = self.naive.enqueue(Waiting { id, level, rows, arrived, deadline });
-        let want = if took { Ok(()) } else { Err(entry.clone()) };
-        prop_assert_eq!(self.batcher.enqueue(entry), want);
-        Ok(())
+        (Waiting { id, level, rows, arrived, deadline }, entry)
     }
 
     fn expire(&mut self) -> Result<(), TestCaseError> {
@@ -232,8 +274,9 @@ impl Pair {
         let stats = self.batcher.get_stats();
         let depth = |level| self.naive.list.iter().filter(|entry| entry.level == level).count();
         prop_assert_eq!(stats.depth, (1..=LEVELS).map(depth).collect::<Vec<_>>());
-        prop_assert_eq!(self.batcher.len(), self.naive.list.len());
-        prop_assert_eq!(self.batcher.is_empty(), self.naive.list.is_empty());
+        prop_assert_eq!(stats.delayed, self.naive.delayed.len());
+        prop_assert_eq!(self.batcher.len(), self.naive.list.len() + self.naive.delayed.len());
+        prop_assert_eq!(self.batcher.is_empty(), self.batcher.len() == 0);
         prop_assert_eq!(self.batcher.rows(), self.naive.rows());
         prop_assert_eq!(self.batcher.next_deadline(), self.naive.next_deadline().map(|ms| self.at(ms)));
         prop_assert_eq!(self.batcher.oldest_arrival(), self.naive.oldest_arrival().map(|ms| self.at(ms)));

@@ -70,20 +70,24 @@ impl<T> Queue<T> {
 
     /// The entry comes back when its lane is full.
     pub(super) fn push(&mut self, entry: Entry<T>) -> Result<(), Entry<T>> {
-        let index = usize::from(entry.priority.get()) - 1;
-        let lane = &mut self.lanes[index];
-        if lane.occupied >= self.depth_max {
+        if self.lanes[lane_of(&entry)].occupied >= self.depth_max {
             return Err(entry);
         }
+        self.push_again(entry);
+        Ok(())
+    }
+
+    /// Pushes an entry that had its place before: its lane may be full.
+    pub(super) fn push_again(&mut self, entry: Entry<T>) {
+        let lane = lane_of(&entry);
         self.waiting += 1;
         self.rows += u64::from(entry.rows);
         let deadline = entry.deadline;
-        let seq = lane.push(entry);
+        let seq = self.lanes[lane].push(entry);
         if let Some(at) = deadline {
-            self.deadlines.push(Reverse(Due { at, lane: index, seq }));
+            self.deadlines.push(Reverse(Due { at, lane, seq }));
             self.deadlines_live += 1;
         }
-        Ok(())
     }
 
     pub(super) fn lanes(&self) -> usize {
@@ -165,6 +169,10 @@ impl<T> Queue<T> {
             self.deadlines.retain(|Reverse(due)| is_live(due));
         }
     }
+}
+
+fn lane_of<T>(entry: &Entry<T>) -> usize {
+    usize::from(entry.priority.get()) - 1
 }
 
 /// One priority level, first in first out.
