@@ -20,8 +20,10 @@ use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
 use crate::model::validate::Validation;
 use crate::model::{self, Backend, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
 use crate::placement::{Pin, Plan};
-use crate::record::{Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress};
-use crate::score::{Closed, Pools, Scheduler, Submitter, SubmitterId};
+use crate::record::{
+    Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, Work,
+};
+use crate::score::{Closed, Journal, JournalFile, PartitionKey, Pools, Scheduler, Submitter, SubmitterId};
 
 /// Settings of an engine. The defaults are the seed's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ pub struct InferenceEngineConfig {
     pub max_concurrent_requests: NonZeroU32,
     /// How long the oldest request may wait for company. Default 0: an idle score thread never waits.
     pub queue_delay_max: Duration,
+    /// Where the records that native models score are named, so that one that ends the process is known afterwards: those
+    /// of submitters that know their [`PartitionKey`]s. Default none.
+    pub journal: Option<JournalFile>,
 }
 
 impl Default for InferenceEngineConfig {
@@ -50,6 +55,7 @@ impl Default for InferenceEngineConfig {
             max_batch_size: NonZeroU32::MIN.saturating_add(63),
             max_concurrent_requests: NonZeroU32::MIN.saturating_add(99),
             queue_delay_max: Duration::ZERO,
+            journal: None,
         }
     }
 }
@@ -88,6 +94,9 @@ pub struct PredictionRequest {
     pub priority: Option<Priority>,
     /// How long the request may wait for a score thread; `None` is the model's own timeout, which this can only shorten.
     pub timeout: Option<Duration>,
+    /// How often it is tried again after a transient error of the model: 0 to [`Work::RETRIES_MAX`], the first time after
+    /// 100 ms, then after twice the last.
+    pub retries: u8,
 }
 
 impl PredictionRequest {
@@ -179,7 +188,11 @@ impl InferenceEngine {
     /// As [`InferenceEngine::new`].
     pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
         let plan = Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?;
-        let scheduler = Arc::new(Scheduler::new(Pools::new(), Arc::clone(&metrics)));
+        let journal = config.journal.as_ref().and_then(|file| {
+            let opened = Journal::open(file, plan.cores.len());
+            opened.inspect_err(|error| tracing::warn!("a record that ends the worker will not be known: {error}")).ok()
+        });
+        let scheduler = Arc::new(Scheduler::new(Pools::new(), journal, Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);
@@ -377,12 +390,28 @@ impl InferenceEngine {
         self.scheduler.submit(submitter, chunk, from)
     }
 
-    /// Scores what waits, then ends the threads. What comes later is refused.
+    /// Scores what waits, then ends the threads. What comes later is refused. What waits to be tried again is tried once
+    /// more at once.
     pub fn shutdown(&self) {
         self.scheduler.close();
         for thread in self.threads.lock().drain(..) {
             // A score thread catches its models' panics; one that died all the same has said so on stderr.
             let _ = thread.join();
+        }
+        self.close_journal();
+    }
+
+    /// The process ends by itself, whatever still hangs in a model: what is being scored is not to blame for that.
+    pub fn close_journal(&self) {
+        if let Some(journal) = &self.scheduler.journal {
+            journal.close();
+        }
+    }
+
+    /// A partition's positions below `base` are committed: the journal need not remember them.
+    pub fn committed(&self, partition: PartitionKey, base: i64) {
+        if let Some(journal) = &self.scheduler.journal {
+            journal.committed(partition, base);
         }
     }
 
@@ -413,6 +442,10 @@ impl InferenceEngine {
             let (got, levels) = (priority.get(), entry.priority_levels);
             return Err(Reject::bad_request(format!("priority: got {got}, wants 1 to {levels}")).into());
         }
+        if request.retries > Work::RETRIES_MAX {
+            let (got, most) = (request.retries, Work::RETRIES_MAX);
+            return Err(Reject::bad_request(format!("retries: got {got}, wants 0 to {most}")).into());
+        }
         let arrived = clock::now();
         let timeout = request.timeout.into_iter().chain(entry.timeout).min();
         let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
@@ -421,7 +454,8 @@ impl InferenceEngine {
         let rows = request.features.len() / width;
         let rows = u32::try_from(rows).map_err(|_| Reject::new(ErrorCode::TooLarge, "more than 2^32 rows"))?;
         *chunk.features_mut() = request.features;
-        let work = chunk.work(entry.id, 0, rows, rows > 1, priority, deadline);
+        let mut work = chunk.work(entry.id, 0, rows, rows > 1, priority, deadline);
+        work.retries = request.retries;
         let id_json = chunk.push_text(b"");
         let (number, answer) = self.door.expect_answer(request.id);
         chunk.push(NewRequest {

@@ -33,6 +33,8 @@ pub struct Metrics {
     pub requests_scored: IntCounter,
     /// Requests that ended in an error, by code.
     pub requests_failed: IntCounterVec,
+    /// Requests put back to be tried again, after a transient error of their model.
+    pub retries: IntCounter,
     /// Replies that the broker refused even as an error on the route's own topic.
     pub replies_dropped: IntCounter,
     /// Records read and not yet committed.
@@ -101,6 +103,8 @@ impl Metrics {
                 "Requests that ended in an error reply",
                 "code",
             ),
+            retries: make
+                .counter("forebay_retries_total", "Requests tried again after a transient error of their model"),
             replies_dropped: make
                 .counter("forebay_replies_dropped_total", "Replies refused even as an error on the route's own topic"),
             records_in_flight: make.gauge("forebay_records_in_flight", "Records read and not yet committed"),

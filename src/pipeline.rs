@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::admin::{self, Health};
@@ -28,7 +29,7 @@ use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, ModelSp
 use crate::metrics::Metrics;
 use crate::model::{Backend, ModelError, ModelType};
 use crate::record::{AssignedPartition, Chunk, Message, ModelId, PartitionId, ScoredBatch};
-use crate::score::{Submitter, SubmitterId};
+use crate::score::{JournalFile, PartitionKey, Submitter, SubmitterId};
 use crate::sink::inbox::{Event, Inbox};
 use crate::sink::kafka::{KafkaSink, ReplyRoute, SinkError};
 use crate::source::kafka::{GroupListener, KafkaSource, SourceError};
@@ -41,6 +42,8 @@ const POLL_WAIT: Duration = Duration::from_millis(100);
 const PAUSED_WAIT: Duration = Duration::from_millis(2);
 /// What librdkafka may take to close, past the drain's own bound.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
+/// Most assignments whose partitions the journal can name; an earlier one's records have long ended.
+const PARTITION_KEYS_MAX: usize = 1 << 16;
 
 /// How a worker ended when it was asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +197,7 @@ impl Worker {
             }
             std::thread::sleep(Duration::from_millis(20));
         };
+        self.engine.close_journal();
         if let Some(error) = self.failure.take() {
             self.health.died();
             return Err(error);
@@ -228,7 +232,14 @@ impl Failure {
 }
 
 fn engine_config(config: &Config) -> InferenceEngineConfig {
+    let largest = config.models.iter().map(|model| model.batch.batch_size_max.get()).max().unwrap_or(1);
+    let journal = match &config.engine.journal {
+        config::Journal::Off => None,
+        config::Journal::Auto => Some(JournalFile::auto(&config.kafka.group, &config.instance, largest)),
+        config::Journal::At(path) => Some(JournalFile { path: path.clone(), batch_size_max: largest }),
+    };
     InferenceEngineConfig {
+        journal,
         num_threads: config.engine.num_threads.map_or(0, |threads| threads.get() as usize),
         pin: config.engine.pin.clone(),
         ..InferenceEngineConfig::default()
@@ -291,6 +302,7 @@ impl Shard {
                 record_bytes_max: route.record_bytes_max.get(),
                 compacted: route.compacted,
                 keep_original: route.dead_letter.is_some(),
+                retries: route.retries,
             };
             (route.input.clone(), decoder)
         });
@@ -324,9 +336,14 @@ impl Shard {
         let shards = self.config.kafka.shards.get() as usize;
         let in_flight_max = (self.config.engine.in_flight_max.get() as usize).div_ceil(shards);
         let (inbox, events) = Inbox::new(in_flight_max + CHUNK_RECORDS_MAX);
-        let submitter = self.engine.register(Arc::new(ShardReturns(Arc::clone(&inbox))));
+        let keys = Arc::new(PartitionKeys::default());
+        let returns = ShardReturns { inbox: Arc::clone(&inbox), keys: Arc::clone(&keys) };
+        let submitter = self.engine.register(Arc::new(returns));
         let listener = Arc::new(ShardGroup {
             inbox: Arc::clone(&inbox),
+            engine: Arc::clone(&self.engine),
+            group: self.config.kafka.group.clone(),
+            keys,
             health: Arc::clone(&self.health),
             part: self.part("group"),
             revoke_bound: self.config.kafka.drain_timeout,
@@ -474,17 +491,48 @@ impl Intake<'_> {
 }
 
 /// Hands ended requests to the shard's transaction thread.
-struct ShardReturns(Arc<Inbox>);
+struct ShardReturns {
+    inbox: Arc<Inbox>,
+    keys: Arc<PartitionKeys>,
+}
 
 impl Submitter for ShardReturns {
     fn completed(&self, batch: ScoredBatch) {
-        self.0.send(Event::Ended(Box::new(batch)));
+        self.inbox.send(Event::Ended(Box::new(batch)));
+    }
+
+    fn partition_key(&self, partition: PartitionId) -> Option<PartitionKey> {
+        self.keys.get(partition)
+    }
+}
+
+/// What the journal knows the shard's partitions by. A partition that was let go is kept, for its records may still wait.
+#[derive(Default)]
+struct PartitionKeys(ArcSwap<Vec<(PartitionId, PartitionKey)>>);
+
+impl PartitionKeys {
+    /// Ids rise with each assignment, so that these stay in order.
+    fn add(&self, assigned: impl Iterator<Item = (PartitionId, PartitionKey)>) {
+        let mut keys = Vec::clone(&self.0.load());
+        keys.extend(assigned);
+        keys.sort_unstable();
+        keys.drain(..keys.len().saturating_sub(PARTITION_KEYS_MAX));
+        self.0.store(Arc::new(keys));
+    }
+
+    fn get(&self, partition: PartitionId) -> Option<PartitionKey> {
+        let keys = self.0.load();
+        let place = keys.binary_search_by_key(&partition, |(id, _)| *id).ok()?;
+        Some(keys[place].1)
     }
 }
 
 /// Hands the group's word to the shard's transaction thread.
 struct ShardGroup {
     inbox: Arc<Inbox>,
+    engine: Arc<InferenceEngine>,
+    group: String,
+    keys: Arc<PartitionKeys>,
     health: Arc<Health>,
     /// The group's name at `/readyz`.
     part: String,
@@ -507,6 +555,11 @@ impl GroupListener for ShardGroup {
     }
 
     fn assigned(&self, partitions: Vec<AssignedPartition>) {
+        let key = |partition: &AssignedPartition| PartitionKey::new(&self.group, &partition.topic, partition.number);
+        self.keys.add(partitions.iter().map(|partition| (partition.id, key(partition))));
+        for partition in &partitions {
+            self.engine.committed(key(partition), partition.committed.base());
+        }
         self.inbox.send(Event::Assigned(partitions));
     }
 

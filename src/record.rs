@@ -202,7 +202,14 @@ pub struct Work {
     pub priority: Priority,
     /// When it stops being worth scoring.
     pub deadline: Option<Instant>,
+    /// How often it is tried again after a transient error of the model, at most [`Work::RETRIES_MAX`].
+    pub retries: u8,
     features: Range<usize>,
+}
+
+impl Work {
+    /// The most that [`Work::retries`] may be: the back-offs of ten tries add up to 102 seconds.
+    pub const RETRIES_MAX: u8 = 10;
 }
 
 /// One decoded record: who asked, where the answer goes, and what is to be scored or why not.
@@ -343,7 +350,7 @@ impl Chunk {
         self.echo.push(EchoHeader { name, value });
     }
 
-    /// The work of `rows` rows whose values are everything appended to the feature arena since `mark`.
+    /// The work of `rows` rows whose values are everything appended to the feature arena since `mark`, with no retries.
     ///
     /// # Panics
     /// Panics when the values do not divide into `rows` rows.
@@ -359,7 +366,7 @@ impl Chunk {
     ) -> Work {
         let features = mark..self.features.len();
         assert!(rows > 0 && features.len().is_multiple_of(rows as usize), "rows of equal width");
-        Work { model, rows, many, priority, deadline, features }
+        Work { model, rows, many, priority, deadline, retries: 0, features }
     }
 
     /// Adds a request. The headers pushed since the last request are its own.

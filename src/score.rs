@@ -4,26 +4,38 @@
 //! Invariants: a request that was accepted is handed back exactly once, with scores or with a rejection; a batch never
 //! mixes models; a failing row takes no neighbour with it (its batch is scored again row by row).
 //!
+//! A request whose scoring failed transiently goes back into its queue, as often as it may ([`Work::retries`]), and waits
+//! there for its back-off: no thread waits with it. A closed engine waits for no back-off: what was put back is tried
+//! once more at once, and what fails then has failed.
+//!
 //! One lock guards the queues of all models. A submitter takes it once for a whole chunk, a score thread once for a
 //! whole batch, so that it is held for microseconds a few thousand times a second.
 
+mod attempt;
+#[cfg(feature = "failpoints")]
+mod failpoints;
+mod journal;
 mod matrix;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry};
+use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry, back_off};
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics};
-use crate::model::{LoadedModel, Rows, ScoreError, Scorer};
-
+use crate::model::LoadedModel;
 use crate::placement::{self, Plan};
-use crate::record::{Chunk, ErrorCode, ModelId, Reject, ScoredBatch, Ticket};
+#[cfg(doc)]
+use crate::record::Work;
+use crate::record::{Chunk, ErrorCode, ModelId, PartitionId, Reject, ScoredBatch, Ticket};
 
+use self::attempt::{Outcomes, features_of, lay_out, refuse_non_finite};
+pub(crate) use self::journal::Journal;
+use self::journal::{EXITS_MAX, RecordName};
+pub use self::journal::{JournalFile, PartitionKey};
 use self::matrix::Matrix;
 pub(crate) use self::matrix::Pools;
 
@@ -31,6 +43,11 @@ pub(crate) use self::matrix::Pools;
 pub trait Submitter: Send + Sync {
     /// Takes back requests that ended. Called on a score thread: it must not block.
     fn completed(&self, batch: ScoredBatch);
+
+    /// The partition as it is known over restarts. A record of a partition without one is not named in the journal.
+    fn partition_key(&self, _partition: PartitionId) -> Option<PartitionKey> {
+        None
+    }
 }
 
 /// A registered submitter.
@@ -46,6 +63,8 @@ pub struct Closed;
 struct Queued {
     ticket: Ticket,
     submitter: SubmitterId,
+    /// How often it was scored and failed.
+    tries: u8,
 }
 
 struct State {
@@ -86,11 +105,13 @@ pub(crate) struct Scheduler {
     models: RwLock<Vec<Arc<LoadedModel>>>,
     submitters: RwLock<Vec<Arc<dyn Submitter>>>,
     pub(crate) pools: Pools,
+    /// Names what native models score.
+    pub(crate) journal: Option<Journal>,
     metrics: Arc<Metrics>,
 }
 
 impl Scheduler {
-    pub(crate) fn new(pools: Pools, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(pools: Pools, journal: Option<Journal>, metrics: Arc<Metrics>) -> Self {
         Self {
             state: Mutex::new(State { lanes: Vec::new(), next_lane: 0, open: true }),
             work: Condvar::new(),
@@ -98,6 +119,7 @@ impl Scheduler {
             models: RwLock::default(),
             submitters: RwLock::default(),
             pools,
+            journal,
             metrics,
         }
     }
@@ -117,9 +139,12 @@ impl Scheduler {
         Ok(threads)
     }
 
-    /// Nothing is accepted any more; what waits is scored, then the threads end.
+    /// Nothing is accepted any more; what waits is scored, what waits for its back-off too, then the threads end.
     pub(crate) fn close(&self) {
-        self.state.lock().open = false;
+        let mut state = self.state.lock();
+        state.open = false;
+        state.lanes.iter_mut().for_each(DynamicBatcher::end_delays);
+        drop(state);
         self.work.notify_all();
         self.deadlines.notify_all();
     }
@@ -160,7 +185,7 @@ impl Scheduler {
             if let Ok(work) = &request.work {
                 let ticket = Ticket { chunk: Arc::clone(chunk), index: u32::try_from(index).expect("a small chunk") };
                 let entry = Entry {
-                    item: Queued { ticket, submitter },
+                    item: Queued { ticket, submitter, tries: 0 },
                     rows: work.rows,
                     priority: work.priority,
                     arrived: request.arrived,
@@ -193,7 +218,7 @@ impl Scheduler {
         let mut expired = Vec::new();
         loop {
             match self.next(&mut batch, &mut expired) {
-                Next::Batch(model) => self.score(thread, model, std::mem::take(&mut batch)),
+                Next::Batch(model) => self.take_turn(thread, model, std::mem::take(&mut batch)),
                 Next::Expired => self.reject_expired(std::mem::take(&mut expired)),
                 Next::Closed => return,
             }
@@ -260,14 +285,67 @@ impl Scheduler {
 
     fn reject_expired(&self, expired: Vec<Entry<Queued>>) {
         let now = clock::now();
-        let outcomes = expired.iter().map(|entry| Err(deadline_exceeded(entry, now))).collect();
-        let scored = Scored { outcomes, scores: Vec::new(), outputs: 0, model: None, batch_size: 0, started: now };
-        self.hand_back(expired, scored, std::time::Duration::ZERO);
+        self.reject(expired, |entry| deadline_exceeded(entry, now));
     }
 
-    fn score(&self, thread: usize, id: ModelId, batch: Vec<Entry<Queued>>) {
-        let started = clock::now();
+    /// Ends requests without asking their model.
+    fn reject(&self, entries: Vec<Entry<Queued>>, why: impl Fn(&Entry<Queued>) -> Reject) {
+        let outcomes = entries.iter().map(|entry| Err(why(entry))).collect();
+        let (scores, started) = (Vec::new(), clock::now());
+        let scored = Scored { outcomes, scores, outputs: 0, model: None, batch_size: 0, started };
+        self.hand_back(entries, scored, std::time::Duration::ZERO);
+    }
+
+    fn take_turn(&self, thread: usize, id: ModelId, batch: Vec<Entry<Queued>>) {
         let model = self.model(id).expect("a lane exists only beside its model");
+        let journal = self.journal.as_ref().filter(|_| model.runs_native_code());
+        let turn = Turn { thread, id, model: &model, journal, suspect: false };
+        match journal.filter(|journal| journal.has_suspects()) {
+            Some(journal) => self.score_around_suspects(turn, journal, batch),
+            None => self.score(turn, batch),
+        }
+    }
+
+    /// Suspects of the journal are taken out of the batch, and each is scored alone after the others.
+    fn score_around_suspects(&self, turn: Turn<'_>, journal: &Journal, mut batch: Vec<Entry<Queued>>) {
+        let mut names = Names::default();
+        let submitters = self.submitters.read();
+        let mut suspects = Vec::new();
+        let is_suspect = |entry: &mut Entry<Queued>| {
+            let record = names.of(entry, &submitters).filter(|record| journal.exits(*record) > 0);
+            suspects.extend(record);
+            record.is_some()
+        };
+        let entries: Vec<_> = batch.extract_if(.., is_suspect).collect();
+        drop(submitters);
+        if !batch.is_empty() {
+            self.score(turn, batch);
+        }
+        for (entry, record) in entries.into_iter().zip(suspects) {
+            let (now, exits) = (clock::now(), journal.exits(record));
+            if entry.deadline.is_some_and(|deadline| deadline <= now) {
+                self.reject(vec![entry], |entry| deadline_exceeded(entry, now));
+            } else if exits < EXITS_MAX {
+                self.score(Turn { suspect: true, ..turn }, vec![entry]);
+                journal.acquit(record);
+            } else {
+                let offset = entry.item.ticket.request().position.offset;
+                tracing::error!(
+                    model = turn.model.name(),
+                    offset,
+                    exits,
+                    "a record that ends the worker is not scored"
+                );
+                let message =
+                    format!("not scored: the worker ended abnormally {exits} times while it scored this record");
+                self.reject(vec![entry], |_| Reject::new(ErrorCode::ModelError, &*message));
+            }
+        }
+    }
+
+    fn score(&self, turn: Turn<'_>, mut batch: Vec<Entry<Queued>>) {
+        let started = clock::now();
+        let Turn { thread, id, model, journal, suspect } = turn;
         let (width, outputs) = (model.schema().width(), model.schema().outputs);
         let (mut outcomes, rows) = lay_out(&batch, width);
         let mut matrix = Matrix::new(&self.pools, model.schema().row_type, rows, width);
@@ -280,20 +358,61 @@ impl Scheduler {
         }
         let mut scores = vec![0.0; rows * outputs];
         let mut scorer = model.scorer(thread);
-        let scoring = clock::now();
-        if let Err(error) = score_caught(scorer.as_mut(), matrix.rows(0..rows), &mut scores) {
-            score_one_by_one(scorer.as_mut(), &batch, &mut outcomes, &matrix, &mut scores, &error);
+        let named = journal.map(|journal| journal.enter(thread, suspect));
+        if let Some(named) = &named {
+            let (mut names, submitters) = (Names::default(), self.submitters.read());
+            named.name(batch.iter().filter_map(|entry| names.of(entry, &submitters)));
         }
+        let scoring = clock::now();
+        #[cfg(feature = "failpoints")]
+        failpoints::before_batch(&batch);
+        #[cfg(feature = "failpoints")]
+        failpoints::after_naming(&batch);
+        let again = attempt::score(scorer.as_mut(), &batch, &matrix, &mut outcomes, &mut scores);
         let inference = clock::now() - scoring;
-        drop((scorer, matrix));
+        drop((named, scorer, matrix));
         refuse_non_finite(&batch, &mut outcomes, &scores, outputs, model.name());
 
         let batch_size = u32::try_from(rows).unwrap_or(u32::MAX);
         let oldest = batch.iter().map(|entry| entry.arrived).min().unwrap_or(started);
         let queued = started.saturating_duration_since(oldest);
         PerformanceMetrics::new(&self.metrics).update_inference(model.name(), batch_size, inference, queued);
-        let scored = Scored { outcomes, scores, outputs, model: Some(model), batch_size, started };
+        self.put_back(id, &mut batch, &mut outcomes, again);
+        let scored = Scored { outcomes, scores, outputs, model: Some(Arc::clone(model)), batch_size, started };
         self.hand_back(batch, scored, inference);
+    }
+
+    /// Takes the requests at the places `again` out of the batch and puts them back in their queue, each until its
+    /// back-off ends. A closed engine takes none back: they end with the outcome that they have.
+    fn put_back(&self, id: ModelId, batch: &mut Vec<Entry<Queued>>, outcomes: &mut Outcomes, again: Vec<usize>) {
+        if again.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if !state.open {
+            return;
+        }
+        self.metrics.retries.inc_by(again.len() as u64);
+        let now = clock::now();
+        let earliest_before = state.next_deadline();
+        let lane = &mut state.lanes[id.0 as usize];
+        let mut again = again.into_iter().peekable();
+        let ended = std::mem::take(batch).into_iter().zip(std::mem::take(outcomes));
+        for (place, (mut entry, outcome)) in ended.enumerate() {
+            if again.next_if_eq(&place).is_some() {
+                entry.item.tries += 1;
+                let until = now + back_off(entry.item.tries);
+                lane.put_back(entry, until);
+            } else {
+                batch.push(entry);
+                outcomes.push(outcome);
+            }
+        }
+        // An idle thread must learn when the first back-off ends, and the deadline thread of an earlier deadline.
+        self.work.notify_one();
+        if state.next_deadline() != earliest_before {
+            self.deadlines.notify_one();
+        }
     }
 
     /// Gives each submitter its own requests, as one batch.
@@ -307,7 +426,7 @@ impl Scheduler {
         let mut shares: Vec<Share> = Vec::new();
         let size = batch.len();
         for (entry, outcome) in batch.into_iter().zip(outcomes) {
-            let Queued { ticket, submitter } = entry.item;
+            let Queued { ticket, submitter, .. } = entry.item;
             let found = shares.iter().position(|share| share.submitter == submitter);
             let place = found.unwrap_or_else(|| {
                 shares.push(Share { submitter, tickets: Vec::with_capacity(size), outcomes: Vec::with_capacity(size) });
@@ -329,16 +448,46 @@ impl Scheduler {
     }
 }
 
+/// Whose turn it is to score what.
+#[derive(Clone, Copy)]
+struct Turn<'a> {
+    thread: usize,
+    id: ModelId,
+    model: &'a Arc<LoadedModel>,
+    /// Where what is scored is named, if the model is native.
+    journal: Option<&'a Journal>,
+    /// Whether the batch is a suspect alone.
+    suspect: bool,
+}
+
+/// The journal's names of requests. Those of one partition are mostly neighbours, so its key is asked for once.
+#[derive(Default)]
+struct Names {
+    last: Option<(SubmitterId, PartitionId, Option<PartitionKey>)>,
+}
+
+impl Names {
+    fn of(&mut self, entry: &Entry<Queued>, submitters: &[Arc<dyn Submitter>]) -> Option<RecordName> {
+        let (submitter, position) = (entry.item.submitter, entry.item.ticket.request().position);
+        let key = match self.last {
+            Some((last, partition, key)) if (last, partition) == (submitter, position.partition) => key,
+            _ => submitters[submitter.0].partition_key(position.partition),
+        };
+        self.last = Some((submitter, position.partition, key));
+        key.map(|key| RecordName::new(key, position.offset))
+    }
+}
+
 /// A batch's requests of one submitter.
 struct Share {
     submitter: SubmitterId,
     tickets: Vec<Ticket>,
-    outcomes: Vec<Result<usize, Reject>>,
+    outcomes: Outcomes,
 }
 
 /// What a batch came to, before it is split by submitter.
 struct Scored {
-    outcomes: Vec<Result<usize, Reject>>,
+    outcomes: Outcomes,
     scores: Vec<f64>,
     outputs: usize,
     model: Option<Arc<LoadedModel>>,
@@ -346,85 +495,7 @@ struct Scored {
     started: Instant,
 }
 
-fn features_of(entry: &Entry<Queued>) -> &[f64] {
-    let ticket = &entry.item.ticket;
-    ticket.request().work.as_ref().map_or(&[], |work| ticket.chunk.rows(work))
-}
-
-/// Gives each request its first row in the matrix. A request decoded for another width (the model was swapped
-/// meanwhile) is refused.
-fn lay_out(batch: &[Entry<Queued>], width: usize) -> (Vec<Result<usize, Reject>>, usize) {
-    let mut rows = 0;
-    let outcomes = batch.iter().map(|entry| {
-        let wide = entry.rows as usize * width;
-        if features_of(entry).len() != wide {
-            let message = format!("the model was replaced by one of {width} features while this request waited");
-            return Err(Reject::new(ErrorCode::ModelError, message));
-        }
-        rows += entry.rows as usize;
-        Ok(rows - entry.rows as usize)
-    });
-    let outcomes = outcomes.collect();
-    (outcomes, rows)
-}
-
 fn deadline_exceeded(entry: &Entry<Queued>, now: Instant) -> Reject {
     let waited = now.saturating_duration_since(entry.arrived);
     Reject::new(ErrorCode::DeadlineExceeded, format!("waited {:.1} ms, past its deadline", waited.as_secs_f64() * 1e3))
-}
-
-/// A model that panics must not take the score thread with it.
-fn score_caught(scorer: &mut dyn Scorer, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
-    let caught = catch_unwind(AssertUnwindSafe(|| {
-        fail::fail_point!("score::batch", |message| Err(ScoreError(message.unwrap_or_default())));
-        scorer.score(rows, scores)
-    }));
-    caught.unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<&str>().map(ToString::to_string);
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Err(ScoreError(format!("the model panicked: {message}")))
-    })
-}
-
-/// One bad record takes nobody with it: after a failed batch every request is scored alone.
-fn score_one_by_one(
-    scorer: &mut dyn Scorer,
-    batch: &[Entry<Queued>],
-    outcomes: &mut [Result<usize, Reject>],
-    matrix: &Matrix,
-    scores: &mut [f64],
-    batch_error: &ScoreError,
-) {
-    let alone = batch.len() == 1;
-    let outputs = scores.len() / matrix.count().max(1);
-    for (entry, outcome) in batch.iter().zip(outcomes) {
-        let Ok(first) = *outcome else { continue };
-        let rows = first..first + entry.rows as usize;
-        let places = &mut scores[rows.start * outputs..rows.end * outputs];
-        let scored = if alone { Err(batch_error.clone()) } else { score_caught(scorer, matrix.rows(rows), places) };
-        if let Err(error) = scored {
-            *outcome = Err(Reject::new(ErrorCode::ModelError, error.to_string()));
-        }
-    }
-}
-
-/// A score that is no finite number is an error, never an answer.
-fn refuse_non_finite(
-    batch: &[Entry<Queued>],
-    outcomes: &mut [Result<usize, Reject>],
-    scores: &[f64],
-    outputs: usize,
-    model: &str,
-) {
-    if scores.iter().all(|score| score.is_finite()) {
-        return;
-    }
-    for (entry, outcome) in batch.iter().zip(outcomes) {
-        let Ok(first) = *outcome else { continue };
-        let own = &scores[first * outputs..(first + entry.rows as usize) * outputs];
-        if let Some(place) = own.iter().position(|score| !score.is_finite()) {
-            let message = format!("model {model} answered {} in output {}", own[place], place % outputs);
-            *outcome = Err(Reject::new(ErrorCode::ModelError, message));
-        }
-    }
 }

@@ -1,6 +1,14 @@
 //! The library's door, as a user of the crate meets it: no broker, a model, features in, predictions out.
 #![allow(clippy::unwrap_used, reason = "in a test the panic is the report")]
 
+#[path = "engine/again.rs"]
+mod again;
+#[cfg(feature = "failpoints")]
+#[path = "engine/journal.rs"]
+mod journal;
+#[path = "engine/shard.rs"]
+mod shard;
+
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -145,7 +153,7 @@ impl Scorer for GateScorer {
             let _ = self.may_end.lock().recv();
         }
         if values.contains(&1666.0) {
-            return Err(ScoreError("1666 is not liked".to_owned()));
+            return Err(ScoreError::Failed("1666 is not liked".to_owned()));
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use super::raw::{
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::wants::listed;
-use super::{Admin, Batch, Config, DeadLetter, Engine, Kafka, Log, Model, Route};
+use super::{Admin, Batch, Config, DeadLetter, Engine, Journal, Kafka, Log, Model, Route};
 use crate::placement::Pin;
 
 /// `{group}-{instance}-{shard}` and `{instance}-{shard}` stay inside Kafka's 249 characters.
@@ -52,7 +52,7 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
         kafka: check.kafka(raw.kafka),
         routes,
         models,
-        engine: check.engine(raw.engine),
+        engine: check.engine(raw.engine, base_dir),
         admin: Admin { listen: check.listen(&raw.admin.listen) },
         log: Log { format: raw.log.format, level: raw.log.level },
     };
@@ -193,6 +193,7 @@ impl Check<'_> {
             record_bytes_max: self.bytes(&key("record_bytes_max"), &raw.record_bytes_max, &RECORD_BYTES),
             compacted: raw.compacted,
             input,
+            retries: raw.retries,
         }
     }
 
@@ -298,7 +299,7 @@ impl Check<'_> {
         }
     }
 
-    fn engine(&mut self, raw: RawEngine) -> Engine {
+    fn engine(&mut self, raw: RawEngine, base_dir: &Path) -> Engine {
         let num_threads = NonZeroU32::new(raw.num_threads);
         let pin = match raw.pin {
             RawPin::Mode(PinMode::Auto) => Pin::Auto,
@@ -318,7 +319,17 @@ impl Check<'_> {
                 Pin::Cores(cores)
             }
         };
-        Engine { num_threads, pin, in_flight_max: raw.in_flight_max }
+        let journal = match &*raw.journal {
+            "auto" => Journal::Auto,
+            "off" => Journal::Off,
+            path => {
+                if path.is_empty() {
+                    self.wants("engine.journal", "", "\"auto\", \"off\" or the path of a file");
+                }
+                Journal::At(base_dir.join(path))
+            }
+        };
+        Engine { num_threads, pin, in_flight_max: raw.in_flight_max, journal }
     }
 }
 

@@ -10,7 +10,7 @@ use super::raw::{
 };
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
-use super::{Batch, Config, Engine, Kafka, Model, Route};
+use super::{Batch, Config, Engine, Journal, Kafka, Model, Route};
 use crate::placement::Pin;
 
 /// The effective config as TOML, with secrets as `***`.
@@ -67,6 +67,7 @@ fn route(route: &Route, config: &Config) -> RawRoute {
         dead_letter: route.dead_letter.as_ref().map_or_else(|| "off".to_owned(), ToString::to_string),
         record_bytes_max: bytes(route.record_bytes_max.get()),
         compacted: route.compacted,
+        retries: route.retries,
     }
 }
 
@@ -106,6 +107,11 @@ fn engine(engine: &Engine) -> RawEngine {
             Pin::Cores(cores) => RawPin::Cores(cores.clone()),
         },
         in_flight_max: engine.in_flight_max,
+        journal: match &engine.journal {
+            Journal::Auto => "auto".to_owned(),
+            Journal::Off => "off".to_owned(),
+            Journal::At(path) => literal(&path.display().to_string()),
+        },
     }
 }
 

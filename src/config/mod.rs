@@ -119,6 +119,8 @@ pub struct Route {
     pub record_bytes_max: NonZeroUsize,
     /// Whether tombstones are skipped and counted instead of answered with an error.
     pub compacted: bool,
+    /// How often a request is tried again after a transient error of its model.
+    pub retries: u8,
 }
 
 impl Route {
@@ -195,6 +197,19 @@ pub struct Engine {
     pub pin: Pin,
     /// Most records in the worker; past it the source pauses.
     pub in_flight_max: NonZeroU32,
+    /// Where the records that native models score are named.
+    pub journal: Journal,
+}
+
+/// Where the records that native models score are named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Journal {
+    /// In a file named by group and instance, in the system's folder for temporary files.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// In this file; a relative path of the config has been taken from its own folder.
+    At(PathBuf),
 }
 
 /// The admin port.

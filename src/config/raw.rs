@@ -148,6 +148,10 @@ pub(super) struct RawRoute {
     /// The input topics are compacted: a tombstone is skipped and counted instead of answered with an error. Default
     /// false.
     pub(super) compacted: bool,
+    /// Tries again after a transient error of the model, at most this often; back-off 100 ms, doubling.
+    /// Default 0, 0 to 10.
+    #[schemars(range(min = 0, max = 10))]
+    pub(super) retries: u8,
 }
 
 /// `[[model]]`.
@@ -212,6 +216,10 @@ pub(super) struct RawEngine {
     /// Most records in the worker; past it the source pauses. Default 65536, 1 to 10000000.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub(super) in_flight_max: NonZeroU32,
+    /// Where the records that native models (C or C++ code in this process) score are named, so that one that ends the
+    /// worker three times is rejected: "off", "auto" for a file in the system's folder for temporary files, or the path of
+    /// a file, a relative one from the folder of this config file. Default "auto".
+    pub(super) journal: String,
 }
 
 /// `[admin]`.
@@ -472,6 +480,7 @@ impl Default for RawRoute {
             reply_metadata: ReplyMetadata::default(),
             record_bytes_max: bytes("1MiB"),
             compacted: false,
+            retries: 0,
         }
     }
 }
@@ -504,7 +513,12 @@ impl Default for RawBatch {
 
 impl Default for RawEngine {
     fn default() -> Self {
-        Self { num_threads: 0, pin: RawPin::Mode(PinMode::Auto), in_flight_max: const { count(65_536) } }
+        Self {
+            num_threads: 0,
+            pin: RawPin::Mode(PinMode::Auto),
+            in_flight_max: const { count(65_536) },
+            journal: "auto".to_owned(),
+        }
     }
 }
 

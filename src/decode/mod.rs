@@ -57,6 +57,8 @@ pub struct RouteDecoder {
     pub compacted: bool,
     /// Whether records are kept as they came, for dead letters.
     pub keep_original: bool,
+    /// How often a request is tried again after a transient error of its model.
+    pub retries: u8,
 }
 
 /// When a message came in, on both clocks.
@@ -170,7 +172,9 @@ impl Reading<'_, '_> {
         let deadline = self.deadline(self.timeout(body.timeout_ms.as_ref(), model)?);
         let values_max = self.route.record_bytes_max / 2;
         let rows = layout.rows_for(model, values_max, chunk, marks)?;
-        Ok(chunk.work(model.id, marks.features, rows, layout.many(), priority, deadline))
+        let mut work = chunk.work(model.id, marks.features, rows, layout.many(), priority, deadline);
+        work.retries = self.route.retries;
+        Ok(work)
     }
 
     /// The model that the header names, else the body, else the route.

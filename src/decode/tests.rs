@@ -47,6 +47,7 @@ fn route() -> RouteDecoder {
         record_bytes_max: 1 << 20,
         compacted: false,
         keep_original: false,
+        retries: 2,
     }
 }
 

@@ -64,6 +64,7 @@ fn tickets(bodies: &[&str]) -> Vec<Ticket> {
             record_bytes_max: 1 << 20,
             compacted: false,
             keep_original: false,
+            retries: 0,
         };
         let message = Message {
             topic: "t",

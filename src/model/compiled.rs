@@ -104,7 +104,7 @@ impl Scorer for CompiledScorer {
             RowType::F32 => forest::Values::F32(rows.as_f32()?),
             RowType::F64 => forest::Values::F64(rows.as_f64()?),
         };
-        let misfit = |mismatch: Mismatch| ScoreError(format!("the compiled forest: {mismatch}"));
+        let misfit = |mismatch: Mismatch| ScoreError::Failed(format!("the compiled forest: {mismatch}"));
         match self.forest.sum_type() {
             Float::F64 => self.forest.predict(values, &mut self.scratch, Results::F64(scores)).map_err(misfit),
             Float::F32 => {
@@ -151,6 +151,6 @@ mod tests {
         scorer.score(Rows { values: Values::F64(&rows), width: 28 }, &mut scores).unwrap();
         assert!(scores.iter().all(|score| (0.0..1.0).contains(score) && score.to_bits() == scores[0].to_bits()));
         let error = scorer.score(Rows { values: Values::F32(&singles), width: 28 }, &mut scores[..1]).unwrap_err();
-        assert!(error.0.contains("wants f64 rows"), "{error}");
+        assert!(error.to_string().contains("wants f64 rows"), "{error}");
     }
 }

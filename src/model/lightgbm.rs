@@ -64,6 +64,10 @@ impl Model for LightGbmModel {
         init.map_err(|error| ModelError::refused(&self.name, error.to_string()))?;
         Ok(Box::new(LightGbmScorer { booster, outputs: self.schema.outputs, width: self.schema.width() }))
     }
+
+    fn runs_native_code(&self) -> bool {
+        true
+    }
 }
 
 struct SharedBooster(Booster);
@@ -92,16 +96,16 @@ impl Scorer for LightGbmScorer {
         assert_eq!(rows.width, self.width, "rows as wide as the model");
         assert_eq!(values.len(), rows.count() * rows.width, "whole rows");
         assert_eq!(scores.len(), rows.count() * self.outputs, "a place for each score");
-        let width = i32::try_from(rows.width).map_err(|_| ScoreError("more than 2^31 features".to_owned()))?;
+        let width = i32::try_from(rows.width).map_err(|_| ScoreError::Failed("more than 2^31 features".to_owned()))?;
         let booster = &self.booster.0;
         let scored = if rows.count() == 1 {
             booster.predict_single_row_fast(values)
         } else {
             booster.predict_with_params(values, width, true, PREDICT_PARAMS)
         };
-        let scored = scored.map_err(|error| ScoreError(format!("LightGBM: {error}")))?;
+        let scored = scored.map_err(|error| ScoreError::of_library(format!("LightGBM: {error}")))?;
         if scored.len() != scores.len() {
-            return Err(ScoreError(format!("LightGBM gave {} scores, not {}", scored.len(), scores.len())));
+            return Err(ScoreError::Failed(format!("LightGBM gave {} scores, not {}", scored.len(), scores.len())));
         }
         scores.copy_from_slice(&scored);
         Ok(())

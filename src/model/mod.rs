@@ -129,10 +129,35 @@ impl ModelError {
     }
 }
 
-/// The model could not score this batch. The engine then scores its rows one by one.
+/// Why the model could not score this batch. The engine then scores its requests one by one, and those that fail
+/// transiently again later, as often as they may be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ScoreError(pub String);
+pub enum ScoreError {
+    /// The rows or the model: asked again, it would fail again.
+    #[error("{0}")]
+    Failed(String),
+    /// What may be over the next time: memory ran out, what scores is being started.
+    #[error("{0}")]
+    Transient(String),
+}
+
+impl ScoreError {
+    /// What a native library said. It is transient where the library found no memory, which all of them tell in
+    /// words only.
+    pub fn of_library(message: impl Into<String>) -> Self {
+        let message = message.into();
+        // C++'s own word for it, Microsoft's, and ONNX Runtime's.
+        let no_memory = ["bad_alloc", "bad allocation", "Failed to allocate memory"];
+        let transient = no_memory.iter().any(|words| message.contains(words));
+        if transient { Self::Transient(message) } else { Self::Failed(message) }
+    }
+
+    /// Whether it may succeed the next time.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Transient(_))
+    }
+}
 
 /// What a model takes and gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +228,7 @@ impl<'a> Rows<'a> {
     pub fn as_f64(&self) -> Result<&'a [f64], ScoreError> {
         match self.values {
             Values::F64(values) => Ok(values),
-            Values::F32(_) => Err(ScoreError("the model wants f64 rows, got f32".to_owned())),
+            Values::F32(_) => Err(ScoreError::Failed("the model wants f64 rows, got f32".to_owned())),
         }
     }
 
@@ -214,7 +239,7 @@ impl<'a> Rows<'a> {
     pub fn as_f32(&self) -> Result<&'a [f32], ScoreError> {
         match self.values {
             Values::F32(values) => Ok(values),
-            Values::F64(_) => Err(ScoreError("the model wants f32 rows, got f64".to_owned())),
+            Values::F64(_) => Err(ScoreError::Failed("the model wants f32 rows, got f64".to_owned())),
         }
     }
 }
@@ -232,6 +257,12 @@ pub trait Model: Send + Sync {
 
     /// Whether the compiled forest scores it.
     fn is_compiled(&self) -> bool {
+        false
+    }
+
+    /// Whether C or C++ code in this process scores it, which can end the process. The records that it is given are then
+    /// named in the journal.
+    fn runs_native_code(&self) -> bool {
         false
     }
 }
@@ -252,6 +283,7 @@ pub struct LoadedModel {
     sha256: String,
     schema: ModelSchema,
     compiled: bool,
+    native: bool,
     scorers: Vec<Mutex<Box<dyn Scorer>>>,
     /// One more, so that a validation disturbs no score thread.
     spare: Mutex<Box<dyn Scorer>>,
@@ -271,6 +303,7 @@ impl LoadedModel {
             sha256: sha256.to_owned(),
             schema,
             compiled: model.is_compiled(),
+            native: model.runs_native_code(),
             scorers,
             spare,
         };
@@ -318,6 +351,12 @@ impl LoadedModel {
         self.compiled
     }
 
+    /// Whether C or C++ code in this process scores it.
+    #[must_use]
+    pub fn runs_native_code(&self) -> bool {
+        self.native
+    }
+
     /// The scorer of one score thread. Each thread uses its own, so the lock is never waited for.
     pub fn scorer(&self, thread: usize) -> MutexGuard<'_, Box<dyn Scorer>> {
         self.scorers[thread].lock()
@@ -327,5 +366,18 @@ impl LoadedModel {
 impl fmt::Debug for LoadedModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadedModel").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_without_memory_may_be_asked_again() {
+        let transient = |message: &str| ScoreError::of_library(message).is_transient();
+        assert!(transient("LightGBM: std::bad_alloc"));
+        assert!(transient("ONNX Runtime: Non-zero status: Failed to allocate memory for requested buffer of size 9"));
+        assert!(!transient("XGBoost: Check failed: feature names mismatch"));
     }
 }

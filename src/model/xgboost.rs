@@ -69,6 +69,10 @@ impl Model for XgBoostModel {
         let booster = self.booster()?;
         Ok(Box::new(XgBoostScorer { booster, outputs, width, margins: self.margins.clone(), repeated: Vec::new() }))
     }
+
+    fn runs_native_code(&self) -> bool {
+        true
+    }
 }
 
 struct XgBoostScorer {
@@ -96,9 +100,9 @@ impl Scorer for XgBoostScorer {
         }
         let margins = &self.repeated[..wanted];
         let predicted = self.booster.predict(values, rows.width, margins);
-        let predicted = predicted.map_err(|reason| ScoreError(format!("XGBoost: {reason}")))?;
+        let predicted = predicted.map_err(|reason| ScoreError::of_library(format!("XGBoost: {reason}")))?;
         if predicted.len() != scores.len() {
-            return Err(ScoreError(format!("XGBoost gave {} scores, not {}", predicted.len(), scores.len())));
+            return Err(ScoreError::Failed(format!("XGBoost gave {} scores, not {}", predicted.len(), scores.len())));
         }
         scores.iter_mut().zip(predicted).for_each(|(score, predicted)| *score = f64::from(predicted));
         Ok(())

@@ -102,7 +102,7 @@ pub(crate) fn position_past_the_end(shared: &Shared) {
     until("the end", || shared.kafka.committed("pastend", &input, 1) == [10]);
     send(shared, &input, 10..20);
     let replies = shared.kafka.read(&output, 10);
-    assert_eq!(replies.iter().map(crate::support::Record::key_text).min(), Some("r10".to_owned()));
+    assert_eq!(replies.iter().map(crate::support::Record::key_text).min(), Some("10".to_owned()));
     assert_eq!(worker.terminate(), Some(0));
 }
 

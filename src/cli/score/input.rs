@@ -152,5 +152,6 @@ pub(in crate::cli) fn route_decoder(model: ModelId) -> RouteDecoder {
         record_bytes_max: PAYLOAD_BYTES_MAX,
         compacted: false,
         keep_original: false,
+        retries: 0,
     }
 }

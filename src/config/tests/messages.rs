@@ -104,6 +104,7 @@ fn wrong_kinds_and_numbers() {
             "pin = []",
             "3: engine.pin: got an empty list, wants a list of whole numbers from 0 to 4095 with at least one",
         ),
+        ("journal = \"\"", "3: engine.journal: got \"\", wants \"auto\", \"off\" or the path of a file"),
         ("pin = [1, 1]", "3: engine.pin: names a core twice; name each core once"),
         (
             "num_threads = 2\npin = [1]",
@@ -200,6 +201,10 @@ fn names_that_do_not_fit_kafka() {
         message_with("reply_topic", "reply_topics_allowed = [\"a b\"]\nreply_topic"),
         "worker.toml:7: route[0].reply_topics_allowed[0]: got \"a b\", wants a topic in which \"*\" may stand for any \
          characters"
+    );
+    assert_eq!(
+        message_with("reply_topic", "retries = 11\nreply_topic"),
+        "worker.toml:7: route[0].retries: got 11, wants a whole number from 0 to 10"
     );
     assert_eq!(
         message_with("\"fraud-scorers\"", "\"\""),

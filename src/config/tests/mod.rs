@@ -85,6 +85,7 @@ reply_metadata = "short"
 dead_letter = "off"
 record_bytes_max = "1MiB"
 compacted = false
+retries = 0
 
 [[model]]
 name = "fraud"
@@ -104,6 +105,7 @@ timeout = "0ms"
 num_threads = 0
 pin = "auto"
 in_flight_max = 65536
+journal = "auto"
 [admin]
 listen = "127.0.0.1:9640"
 [log]
@@ -146,6 +148,7 @@ reply_metadata = "full"
 dead_letter = "<input>-dlt"
 record_bytes_max = "1KiB"
 compacted = true
+retries = 10
 
 [[route]]
 input = ["scores"]
@@ -173,6 +176,7 @@ timeout = "1h"
 num_threads = 2
 pin = [0, 2]
 in_flight_max = 1
+journal = "state/$$.journal"
 [admin]
 listen = "[::1]:0"
 [log]
@@ -204,7 +208,15 @@ fn the_defaults_are_those_of_the_whole_example() {
     assert_eq!(config.model_of(&config.routes[0]).path, Path::new("/etc/forebay/models/fraud.txt"));
     assert_eq!(config.models[0].batch.priority_default.get(), 2);
     assert_eq!(config.models[0].batch.timeout, None);
-    assert_eq!(config.engine, Engine { num_threads: None, pin: Pin::Auto, in_flight_max: config.engine.in_flight_max });
+    assert_eq!(
+        config.engine,
+        Engine {
+            num_threads: None,
+            pin: Pin::Auto,
+            in_flight_max: config.engine.in_flight_max,
+            journal: Journal::Auto
+        }
+    );
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9640");
 }
 
@@ -248,6 +260,7 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(client("session.timeout.ms"), "15000");
     assert_eq!(client("socket.keepalive.enable"), "true");
     let route = &config.routes[0];
+    assert_eq!(route.retries, 10);
     assert_eq!(config.model_of(route).name, "second");
     assert!(["scores", "scores-eu", "other"].iter().all(|topic| route.allows_reply_topic(topic)));
     assert!(!route.allows_reply_topic("others"));
@@ -258,6 +271,7 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.models[1].batch.priority_default.get(), 1);
     assert_eq!(config.models[1].batch.timeout, Some(Duration::from_secs(3600)));
     assert_eq!(config.engine.pin, Pin::Cores(vec![0, 2]));
+    assert_eq!(config.engine.journal, Journal::At("/etc/forebay/state/$.journal".into()));
 }
 
 #[test]

@@ -90,6 +90,11 @@ fn priorities() {
 }
 
 #[test]
+fn retries_are_the_routes() {
+    assert_eq!(body(r#"{"features":[1,2,3]}"#).work().retries, 2);
+}
+
+#[test]
 fn timeouts_only_shorten() {
     let wait = |one: &One| one.work().deadline.map(|deadline| deadline - *ARRIVED);
     let asked = |millis: &str| body(&format!(r#"{{"features":[1,2,3],"timeout_ms":{millis}}}"#));

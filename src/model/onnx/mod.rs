@@ -77,6 +77,10 @@ impl Model for OnnxModel {
             .map(|scorer| Box::new(scorer) as Box<dyn Scorer>)
             .map_err(|reason: String| ModelError::refused(&self.name, reason))
     }
+
+    fn runs_native_code(&self) -> bool {
+        true
+    }
 }
 
 struct OnnxScorer {
@@ -167,7 +171,7 @@ impl Scorer for OnnxScorer {
             RowType::F32 => self.run(rows.as_f32()?, read),
             RowType::F64 => self.run(rows.as_f64()?, read),
         };
-        scored.map_err(ScoreError)
+        scored.map_err(ScoreError::of_library)
     }
 }
 

@@ -100,6 +100,7 @@ impl Front {
             record_bytes_max: 1 << 20,
             compacted: false,
             keep_original: false,
+            retries: 0,
         };
         let received = Received { arrived: clock::now(), unix_ms: clock::unix_ms() };
         Self { decoder, catalog, received }

@@ -52,6 +52,7 @@ fn decode(payload: &[u8]) -> Outcome {
         record_bytes_max: 1 << 20,
         compacted: false,
         keep_original: false,
+        retries: 0,
     };
     let message = Message {
         topic: "features",
