@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use forebay::engine::{PendingPrediction, PredictionRequest};
+use forebay::engine::{InferenceEngineConfig, PendingPrediction, PredictionRequest};
 use forebay::model::ScoreError;
 use forebay::record::ErrorCode;
 
@@ -100,6 +100,28 @@ fn a_shutdown_waits_for_no_back_off_and_each_ends_once() {
     let waited = ends[0].at - submitted;
     assert!(waited < 700 * MS + 700 * MS, "{waited:?}");
     shard.assert_nothing_more();
+}
+
+#[test]
+fn whatever_fails_and_whenever_it_closes_each_ends_once() {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    // Every third batch fails, and every third request that is then scored alone.
+    let model = Echo::new(|rows| fail_if(rows[0] >= 1000.0 && CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(3)));
+    for close_after in [0, 50, 150, 350] {
+        let shard = Shard::with(InferenceEngineConfig { num_threads: 4, ..Default::default() }, &model, |_| {});
+        let first_deadline = forebay::clock::now();
+        for chunk in 0..40 {
+            shard.submit(1000 + chunk * 10..1010 + chunk * 10, |work| {
+                work.retries = 2;
+                work.deadline = Some(first_deadline + u32::try_from(chunk).unwrap() * 10 * MS);
+            });
+        }
+        std::thread::sleep(close_after * MS);
+        shard.engine.shutdown();
+        let offsets: Vec<i64> = shard.ends(400).iter().map(|end| end.offset).collect();
+        assert_eq!(offsets, (1000..1400).collect::<Vec<_>>());
+        shard.assert_nothing_more();
+    }
 }
 
 #[test]

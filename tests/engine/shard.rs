@@ -100,7 +100,7 @@ impl Submitter for Ends {
     }
 }
 
-/// An engine of one score thread with an [`Echo`] on it, and what ended there.
+/// An engine of one score thread, unless the config asks for more, with an [`Echo`] on it, and what ended there.
 pub(crate) struct Shard {
     pub(crate) engine: InferenceEngine,
     pub(crate) ends: Receiver<End>,
@@ -113,7 +113,7 @@ impl Shard {
     }
 
     pub(crate) fn with(config: InferenceEngineConfig, model: &Echo, observe: fn(&End)) -> Self {
-        let config = InferenceEngineConfig { num_threads: 1, pin: Pin::Off, ..config };
+        let config = InferenceEngineConfig { num_threads: config.num_threads.max(1), pin: Pin::Off, ..config };
         let engine = InferenceEngine::new(config).unwrap();
         engine.add_model(&spec(), model, "").unwrap();
         let (sender, ends) = sync_channel(1000);
@@ -164,7 +164,7 @@ fn spec() -> ModelSpec {
             batch_size_max: NonZeroU32::new(64).unwrap(),
             queue_delay_max: Duration::ZERO,
             priority_levels: NonZeroU8::new(3).unwrap(),
-            queue_depth_max: NonZeroU32::new(100).unwrap(),
+            queue_depth_max: NonZeroU32::new(1000).unwrap(),
         },
         priority_default: Priority::new(2).unwrap(),
         timeout: None,
