@@ -23,7 +23,7 @@ use crate::placement::{Pin, Plan};
 use crate::record::{
     Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, Work,
 };
-use crate::score::{Closed, Journal, JournalFile, PartitionKey, Pools, Scheduler, Submitter, SubmitterId};
+use crate::score::{Closed, JournalFile, PartitionKey, Pools, Scheduler, Submitter, SubmitterId};
 
 /// Settings of an engine. The defaults are the seed's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct InferenceEngineConfig {
     /// How long the oldest request may wait for company. Default 0: an idle score thread never waits.
     pub queue_delay_max: Duration,
     /// Where the records that native models score are named, so that one that ends the process is known afterwards: those
-    /// of submitters that know their [`PartitionKey`]s. Default none.
+    /// of submitters that know their [`PartitionKey`]s. It is opened with the first such model. Default none.
     pub journal: Option<JournalFile>,
 }
 
@@ -188,11 +188,7 @@ impl InferenceEngine {
     /// As [`InferenceEngine::new`].
     pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
         let plan = Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?;
-        let journal = config.journal.as_ref().and_then(|file| {
-            let opened = Journal::open(file, plan.cores.len());
-            opened.inspect_err(|error| tracing::warn!("a record that ends the worker will not be known: {error}")).ok()
-        });
-        let scheduler = Arc::new(Scheduler::new(Pools::new(), journal, Arc::clone(&metrics)));
+        let scheduler = Arc::new(Scheduler::new(Pools::new(), Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);
@@ -283,6 +279,9 @@ impl InferenceEngine {
             spec.priority_default,
             spec.timeout,
         );
+        if let Some(file) = self.config.journal.as_ref().filter(|_| loaded.runs_native_code()) {
+            self.scheduler.open_journal(file, self.score_threads);
+        }
         self.scheduler.put_model(id, Arc::new(loaded), spec.batch);
         if version == 1 {
             policies.push(spec.batch);
@@ -403,14 +402,14 @@ impl InferenceEngine {
 
     /// The process ends by itself, whatever still hangs in a model: what is being scored is not to blame for that.
     pub fn close_journal(&self) {
-        if let Some(journal) = &self.scheduler.journal {
+        if let Some(journal) = self.scheduler.journal() {
             journal.close();
         }
     }
 
     /// A partition's positions below `base` are committed: the journal need not remember them.
     pub fn committed(&self, partition: PartitionKey, base: i64) {
-        if let Some(journal) = &self.scheduler.journal {
+        if let Some(journal) = self.scheduler.journal() {
             journal.committed(partition, base);
         }
     }

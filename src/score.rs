@@ -17,7 +17,7 @@ mod failpoints;
 mod journal;
 mod matrix;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ use crate::record::Work;
 use crate::record::{Chunk, ErrorCode, ModelId, PartitionId, Reject, ScoredBatch, Ticket};
 
 use self::attempt::{Outcomes, features_of, lay_out, refuse_non_finite};
-pub(crate) use self::journal::Journal;
+use self::journal::Journal;
 use self::journal::{EXITS_MAX, RecordName};
 pub use self::journal::{JournalFile, PartitionKey};
 use self::matrix::Matrix;
@@ -105,13 +105,13 @@ pub(crate) struct Scheduler {
     models: RwLock<Vec<Arc<LoadedModel>>>,
     submitters: RwLock<Vec<Arc<dyn Submitter>>>,
     pub(crate) pools: Pools,
-    /// Names what native models score.
-    pub(crate) journal: Option<Journal>,
+    /// Names what native models score; there from the first such model on, if it can be.
+    journal: OnceLock<Option<Journal>>,
     metrics: Arc<Metrics>,
 }
 
 impl Scheduler {
-    pub(crate) fn new(pools: Pools, journal: Option<Journal>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(pools: Pools, metrics: Arc<Metrics>) -> Self {
         Self {
             state: Mutex::new(State { lanes: Vec::new(), next_lane: 0, open: true }),
             work: Condvar::new(),
@@ -119,7 +119,7 @@ impl Scheduler {
             models: RwLock::default(),
             submitters: RwLock::default(),
             pools,
-            journal,
+            journal: OnceLock::new(),
             metrics,
         }
     }
@@ -147,6 +147,18 @@ impl Scheduler {
         drop(state);
         self.work.notify_all();
         self.deadlines.notify_all();
+    }
+
+    /// Opens the journal, once. Without one the records of native models are not named, which is said.
+    pub(crate) fn open_journal(&self, file: &JournalFile, threads: usize) {
+        self.journal.get_or_init(|| {
+            let opened = Journal::open(file, threads);
+            opened.inspect_err(|error| tracing::warn!("a record that ends the worker will not be known: {error}")).ok()
+        });
+    }
+
+    pub(crate) fn journal(&self) -> Option<&Journal> {
+        self.journal.get().and_then(Option::as_ref)
     }
 
     /// Puts a model in the slot of that id: a new slot, or a new version of the old one.
@@ -298,7 +310,7 @@ impl Scheduler {
 
     fn take_turn(&self, thread: usize, id: ModelId, batch: Vec<Entry<Queued>>) {
         let model = self.model(id).expect("a lane exists only beside its model");
-        let journal = self.journal.as_ref().filter(|_| model.runs_native_code());
+        let journal = self.journal().filter(|_| model.runs_native_code());
         let turn = Turn { thread, id, model: &model, journal, suspect: false };
         match journal.filter(|journal| journal.has_suspects()) {
             Some(journal) => self.score_around_suspects(turn, journal, batch),

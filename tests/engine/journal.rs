@@ -101,11 +101,24 @@ fn a_worker_that_is_killed_blames_what_it_was_scoring() {
 }
 
 #[test]
+fn safe_code_needs_no_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.journal");
+    let journal = Some(JournalFile { path: path.clone(), batch_size_max: 64 });
+    let config = InferenceEngineConfig { journal, ..InferenceEngineConfig::default() };
+    let shard = Shard::with(config, &Echo::new(|_| Ok(())), |_| {});
+    shard.submit([1], |_| {});
+    assert_eq!(shard.ends(1)[0].result, Ok(1.0));
+    assert!(!path.exists());
+}
+
+#[test]
 fn a_journal_that_cannot_be_used_stops_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let first = shard(&folder.path().join("a.journal"), |_| {});
     let second = shard(&folder.path().join("a.journal"), |_| {});
     let third = shard(&folder.path().join("no/such/folder/a.journal"), |_| {});
+    assert!(folder.path().join("a.journal").exists());
     for shard in [first, second, third] {
         shard.submit([1, 2], |_| {});
         assert_eq!(shard.ends(2).len(), 2);
