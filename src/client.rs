@@ -126,8 +126,11 @@ impl ClientSettings {
             .set("enable.idempotence", "true")
             .set("acks", "all");
         default_to(&mut client, "partitioner", "murmur2_random");
-        default_to(&mut client, "linger.ms", "1");
-        default_to(&mut client, "retry.backoff.ms", "2");
+        // A transaction is flushed; what goes out by itself should not wait for company.
+        default_to(&mut client, "linger.ms", if self.kafka.delivery == Delivery::ExactlyOnce { "1" } else { "0" });
+        // Right after a transaction the broker asks to be asked again, until its markers are written.
+        default_to(&mut client, "retry.backoff.ms", "1");
+        default_to(&mut client, "retry.backoff.max.ms", "4");
         default_to(&mut client, "batch.num.messages", "10000");
         default_to(&mut client, "queue.buffering.max.messages", "1000000");
         let batch_bytes = client.get("batch.size").and_then(|text| text.parse().ok()).unwrap_or(BATCH_BYTES);

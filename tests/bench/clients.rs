@@ -25,7 +25,8 @@ pub(crate) const PRODUCER: &[(&str, &str)] = &[
     ("linger.ms", "1"),
     ("batch.num.messages", "10000"),
     ("queue.buffering.max.messages", "1000000"),
-    ("retry.backoff.ms", "2"),
+    ("retry.backoff.ms", "1"),
+    ("retry.backoff.max.ms", "4"),
 ];
 
 /// What makes a consumer one of an exactly-once loop. forebay and Quix Streams set these themselves.
