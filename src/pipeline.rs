@@ -10,15 +10,17 @@
 //! Backpressure is a full queue or a full worker: the source is paused, and polled all the same, so that the group
 //! knows it is alive.
 
+mod hands;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use self::hands::{PartitionKeys, ShardGroup, ShardReturns};
 use crate::admin::{self, Health};
 use crate::batch::BatchPolicy;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember, check_settings};
@@ -28,11 +30,11 @@ use crate::decode::{Decoded, Received, RouteDecoder};
 use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, ModelSpec};
 use crate::metrics::Metrics;
 use crate::model::{Backend, ModelError, ModelType};
-use crate::record::{AssignedPartition, Chunk, Message, ModelId, PartitionId, ScoredBatch};
-use crate::score::{JournalFile, PartitionKey, Submitter, SubmitterId};
+use crate::record::{Chunk, Message, ModelId};
+use crate::score::{JournalFile, SubmitterId};
 use crate::sink::inbox::{Event, Inbox};
 use crate::sink::kafka::{KafkaSink, ReplyRoute, SinkError};
-use crate::source::kafka::{GroupListener, KafkaSource, SourceError};
+use crate::source::kafka::{KafkaSource, SourceError};
 
 /// Most records that one poll hands on.
 const CHUNK_RECORDS_MAX: usize = 512;
@@ -42,8 +44,6 @@ const POLL_WAIT: Duration = Duration::from_millis(100);
 const PAUSED_WAIT: Duration = Duration::from_millis(2);
 /// What librdkafka may take to close, past the drain's own bound.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
-/// Most assignments whose partitions the journal can name; an earlier one's records have long ended.
-const PARTITION_KEYS_MAX: usize = 1 << 16;
 
 /// How a worker ended when it was asked to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -487,97 +487,5 @@ impl Intake<'_> {
             parked.pop_front();
         }
         Ok(())
-    }
-}
-
-/// Hands ended requests to the shard's transaction thread.
-struct ShardReturns {
-    inbox: Arc<Inbox>,
-    keys: Arc<PartitionKeys>,
-}
-
-impl Submitter for ShardReturns {
-    fn completed(&self, batch: ScoredBatch) {
-        self.inbox.send(Event::Ended(Box::new(batch)));
-    }
-
-    fn partition_key(&self, partition: PartitionId) -> Option<PartitionKey> {
-        self.keys.get(partition)
-    }
-}
-
-/// What the journal knows the shard's partitions by. A partition that was let go is kept, for its records may still wait.
-#[derive(Default)]
-struct PartitionKeys(ArcSwap<Vec<(PartitionId, PartitionKey)>>);
-
-impl PartitionKeys {
-    /// Ids rise with each assignment, so that these stay in order.
-    fn add(&self, assigned: impl Iterator<Item = (PartitionId, PartitionKey)>) {
-        let mut keys = Vec::clone(&self.0.load());
-        keys.extend(assigned);
-        keys.sort_unstable();
-        keys.drain(..keys.len().saturating_sub(PARTITION_KEYS_MAX));
-        self.0.store(Arc::new(keys));
-    }
-
-    fn get(&self, partition: PartitionId) -> Option<PartitionKey> {
-        let keys = self.0.load();
-        let place = keys.binary_search_by_key(&partition, |(id, _)| *id).ok()?;
-        Some(keys[place].1)
-    }
-}
-
-/// Hands the group's word to the shard's transaction thread.
-struct ShardGroup {
-    inbox: Arc<Inbox>,
-    engine: Arc<InferenceEngine>,
-    group: String,
-    keys: Arc<PartitionKeys>,
-    health: Arc<Health>,
-    /// The group's name at `/readyz`.
-    part: String,
-    revoke_bound: Duration,
-}
-
-impl ShardGroup {
-    fn stopped_part(&self, id: PartitionId) -> String {
-        format!("{}: partition {}", self.part, id.0)
-    }
-
-    fn forget_stopped(&self, partitions: &[PartitionId]) {
-        partitions.iter().for_each(|&id| self.health.ready(&self.stopped_part(id)));
-    }
-}
-
-impl GroupListener for ShardGroup {
-    fn joined(&self) {
-        self.health.ready(&self.part);
-    }
-
-    fn assigned(&self, partitions: Vec<AssignedPartition>) {
-        let key = |partition: &AssignedPartition| PartitionKey::new(&self.group, &partition.topic, partition.number);
-        self.keys.add(partitions.iter().map(|partition| (partition.id, key(partition))));
-        for partition in &partitions {
-            self.engine.committed(key(partition), partition.committed.base());
-        }
-        self.inbox.send(Event::Assigned(partitions));
-    }
-
-    fn stopped(&self, id: PartitionId, reason: &str) {
-        self.health.not_ready(&self.stopped_part(id), reason);
-    }
-
-    fn idle(&self, id: PartitionId, position: i64) {
-        self.inbox.send(Event::Idle { id, position });
-    }
-
-    fn revoked(&self, partitions: &[PartitionId]) {
-        self.forget_stopped(partitions);
-        self.inbox.revoke(partitions, self.revoke_bound);
-    }
-
-    fn lost(&self, partitions: &[PartitionId]) {
-        self.forget_stopped(partitions);
-        self.inbox.lose(partitions);
     }
 }

@@ -16,6 +16,8 @@ mod head_of_line;
 mod hostile;
 #[path = "kafka/kills.rs"]
 mod kills;
+#[path = "kafka/failing.rs"]
+mod failing;
 #[path = "kafka/group.rs"]
 mod group;
 #[path = "kafka/kinds.rs"]
@@ -125,6 +127,8 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("bad_input_gets_its_error_reply_and_the_neighbours_their_scores", bad_input::each_gets_its_error),
         trial("a_compacted_topics_tombstone_is_skipped", bad_input::tombstones_are_skipped),
         trial("a_model_that_fails_answers_with_an_error", bad_input::a_failing_model_answers),
+        trial("a_record_that_ends_the_worker_is_scored_three_times_at_most", failing::crash_loop),
+        trial("a_transient_error_is_tried_again", failing::retried),
         trial("a_deadline_that_passes_is_answered", bad_input::deadlines_are_answered),
         trial("each_kind_of_model_scores_as_its_own_library", kinds::each_scores_as_its_library),
         trial("replies_go_where_the_request_says_if_it_may", addresses::reply_headers),

@@ -16,9 +16,13 @@
 //!    passes an unanswered record unsaid.
 //! 4. `base` and `end` never go back, and the open ones below `end` only become fewer.
 
+mod cover;
+
 use std::collections::{HashSet, VecDeque};
 
-use super::offset_map::{MapSize, OffsetMap};
+use self::cover::{Cover, chars_of};
+pub use self::cover::{Budget, Commit};
+use super::offset_map::OffsetMap;
 use crate::config::Ordering;
 
 /// One partition's delivered offsets that are not committed, and their replies.
@@ -68,50 +72,6 @@ pub struct WentBack {
     pub known: i64,
     /// What the broker says.
     pub committed: i64,
-}
-
-/// How much one commit may still take.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    records: usize,
-    bytes: usize,
-    is_whole: bool,
-}
-
-impl Budget {
-    /// So many records, and so many bytes of replies. The first reply goes out whatever its size, else it would wait for
-    /// ever.
-    #[must_use]
-    pub fn new(records: usize, bytes: usize) -> Self {
-        Self { records, bytes, is_whole: true }
-    }
-
-    /// Whether no further record can be taken.
-    #[must_use]
-    pub fn is_spent(&self) -> bool {
-        self.records == 0
-    }
-
-    fn allows(&self, bytes: usize) -> bool {
-        self.records > 0 && (bytes <= self.bytes || self.is_whole)
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        self.records = self.records.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
-        self.is_whole = false;
-    }
-}
-
-/// What a commit says of one partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Commit {
-    /// The position, and what is done above it.
-    pub map: OffsetMap,
-    /// Replies that it covers for the first time.
-    pub records: usize,
-    /// Characters of the encoded map.
-    pub chars: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -508,54 +468,6 @@ impl<R> Tracker<R> {
         }
         self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
     }
-}
-
-/// What a commit would say, grown upwards offset by offset.
-struct Cover {
-    /// The end of what is done.
-    end: i64,
-    chars_max: usize,
-    open: Vec<i64>,
-    size: MapSize,
-}
-
-impl Cover {
-    fn new(end: i64, chars_max: usize) -> Self {
-        Self { end, chars_max, open: Vec::new(), size: MapSize::new() }
-    }
-
-    /// Whether the list still fits when this offset is done. Once it does not, it does for none above.
-    fn fits(&self, offset: i64) -> bool {
-        offset < self.end || self.size.chars(offset + 1) <= self.chars_max
-    }
-
-    fn done(&mut self, offset: i64) {
-        self.end = self.end.max(offset + 1);
-    }
-
-    fn open(&mut self, offset: i64) {
-        self.open.push(offset);
-        self.size.open(offset);
-    }
-
-    fn commit(mut self, records: usize) -> Commit {
-        let below = self.open.partition_point(|&open| open < self.end);
-        let map = if below == 0 {
-            // Nothing open below the end: the position is the first open offset, past any gap.
-            OffsetMap::empty(self.open.first().map_or(self.end, |&open| open.max(self.end)))
-        } else {
-            self.open.truncate(below);
-            OffsetMap::new(self.open[0], self.end, self.open)
-        };
-        Commit { chars: chars_of(&map), map, records }
-    }
-}
-
-/// Characters of an encoded map.
-fn chars_of(map: &OffsetMap) -> usize {
-    let mut size = MapSize::new();
-    map.open().iter().for_each(|&open| size.open(open));
-    size.chars(map.end())
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use super::raw::{
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::wants::listed;
-use super::{Admin, Batch, Config, DeadLetter, Engine, Journal, Kafka, Log, Model, Route};
+use super::{Admin, Batch, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
 use crate::placement::Pin;
 
 /// `{group}-{instance}-{shard}` and `{instance}-{shard}` stay inside Kafka's 249 characters.
@@ -34,6 +34,8 @@ const MODEL_NAME_CHARS_MAX: usize = 128;
 
 // Each range is also in its key's description; a test holds the two together.
 const COMMIT_INTERVAL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+const COMMIT_INTERVAL_EXACTLY_ONCE: Duration = Duration::from_millis(5);
+const COMMIT_INTERVAL_AT_LEAST_ONCE: Duration = Duration::from_millis(50);
 const COMMIT_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 30;
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(5 * 60);
 const RECORD_BYTES: RangeInclusive<u64> = 1..=1 << 30;
@@ -146,7 +148,11 @@ impl Check<'_> {
             on_bad_offset_map: raw.on_bad_offset_map,
             rebalance: raw.rebalance,
             shards: raw.shards,
-            commit_interval: self.duration("kafka.commit_interval", &raw.commit_interval, &COMMIT_INTERVAL),
+            commit_interval: match &raw.commit_interval {
+                Some(text) => self.duration("kafka.commit_interval", text, &COMMIT_INTERVAL),
+                None if raw.delivery == Delivery::AtLeastOnce => COMMIT_INTERVAL_AT_LEAST_ONCE,
+                None => COMMIT_INTERVAL_EXACTLY_ONCE,
+            },
             commit_records_max: raw.commit_records_max,
             commit_bytes_max: self.bytes("kafka.commit_bytes_max", &raw.commit_bytes_max, &COMMIT_BYTES),
             drain_timeout: self.duration("kafka.drain_timeout", &raw.drain_timeout, &DRAIN_TIMEOUT),

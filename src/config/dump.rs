@@ -48,7 +48,7 @@ fn kafka(kafka: &Kafka) -> RawKafka {
         on_bad_offset_map: kafka.on_bad_offset_map,
         rebalance: kafka.rebalance,
         shards: kafka.shards,
-        commit_interval: duration(kafka.commit_interval),
+        commit_interval: Some(duration(kafka.commit_interval)),
         commit_records_max: kafka.commit_records_max,
         commit_bytes_max: bytes(kafka.commit_bytes_max.get()),
         drain_timeout: duration(kafka.drain_timeout),

@@ -102,8 +102,11 @@ pub(super) struct RawKafka {
     /// Consumer and producer pairs in this process, each with partitions of its own. Default 1, 1 to 64.
     #[schemars(range(min = 1, max = 64))]
     pub(super) shards: NonZeroU32,
-    /// Least time between two commits; replies become visible at a commit. Default 5 ms, 0 to 60 s.
-    pub(super) commit_interval: DurationText,
+    /// Least time between two commits. With `exactly_once` replies become visible at a commit; with `at_least_once` it
+    /// bounds what comes twice after a crash. Default 5 ms, or 50 ms with `at_least_once`; 0 to 60 s.
+    #[schemars(with = "DurationText")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) commit_interval: Option<DurationText>,
     /// Most records in one transaction. Default 4096, 1 to 1000000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) commit_records_max: NonZeroU32,
@@ -459,7 +462,7 @@ impl Default for RawKafka {
             on_bad_offset_map: OnBadPosition::default(),
             rebalance: Rebalance::default(),
             shards: const { count(1) },
-            commit_interval: duration("5ms"),
+            commit_interval: None,
             commit_records_max: const { count(4096) },
             commit_bytes_max: bytes("8MiB"),
             drain_timeout: duration("20s"),

@@ -24,7 +24,7 @@ pub(crate) enum Event {
     Lost(Vec<PartitionId>),
     /// Everything below this offset was received, and there is nothing above.
     Idle { id: PartitionId, position: i64 },
-    /// Replies were delivered or refused, or a commit came to its end: look.
+    /// A commit came to its end: look.
     Look,
     /// Records were received: their positions count from here on. The rejected among them have their end with it.
     Received(Arc<Chunk>),

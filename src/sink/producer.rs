@@ -18,7 +18,6 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use rdkafka::{ClientConfig, TopicPartitionList};
 use rdkafka_sys::types::RDKafkaRespErr;
 
-use super::inbox::{Event, Inbox};
 use crate::client::{self, BrokerWatch, is_connection};
 
 /// What a failed call of a transaction means for what comes next.
@@ -71,13 +70,8 @@ pub(super) struct ReplyProducer {
 pub(super) type Reports = Vec<(usize, Option<RDKafkaErrorCode>)>;
 
 impl ReplyProducer {
-    /// With `every`, each delivery is reported, and the inbox told that there is something to look at; else only those
-    /// that failed.
-    pub(super) fn new(
-        settings: &ClientConfig,
-        watch: Arc<BrokerWatch>,
-        every: Option<Arc<Inbox>>,
-    ) -> Result<Self, String> {
+    /// With `every`, each delivery is reported; else only those that failed.
+    pub(super) fn new(settings: &ClientConfig, watch: Arc<BrokerWatch>, every: bool) -> Result<Self, String> {
         let reports = Arc::new(Mutex::new(Vec::new()));
         let context = DeliveryReports { reports: Arc::clone(&reports), watch, every };
         let producer = ThreadedProducer::from_config_and_context(settings, context);
@@ -288,7 +282,7 @@ fn millis(bound: Duration) -> i32 {
 struct DeliveryReports {
     reports: Arc<Mutex<Reports>>,
     watch: Arc<BrokerWatch>,
-    every: Option<Arc<Inbox>>,
+    every: bool,
 }
 
 impl ClientContext for DeliveryReports {
@@ -307,15 +301,8 @@ impl ProducerContext for DeliveryReports {
     fn delivery(&self, report: &DeliveryResult<'_>, index: usize) {
         let failed = report.as_ref().err();
         let code = failed.map(|(error, _)| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail));
-        if code.is_none() && self.every.is_none() {
-            return;
-        }
-        let mut reports = self.reports.lock();
-        reports.push((index, code));
-        let is_first = reports.len() == 1;
-        drop(reports);
-        if let Some(inbox) = self.every.as_ref().filter(|_| is_first) {
-            inbox.send(Event::Look);
+        if code.is_some() || self.every {
+            self.reports.lock().push((index, code));
         }
     }
 }

@@ -19,6 +19,9 @@ use crate::clock;
 use crate::commit::{Budget, Commit};
 use crate::record::PartitionId;
 
+/// The least time between two looks at the delivery reports, but for those that come with other events.
+const REPORTS_WAIT: Duration = Duration::from_millis(5);
+
 /// What is with the producer, in the order in which it was handed over.
 #[derive(Default)]
 struct Sending {
@@ -100,13 +103,13 @@ impl Sending {
 
 impl Committer {
     pub(super) fn run_at_least_once(&mut self) -> Result<usize, SinkError> {
-        let mut producer = self.new_producer(Some(self.sink.inbox.clone()))?;
+        let mut producer = self.new_producer(true)?;
         if !self.topics_exist(&producer) {
             return Ok(self.in_flight());
         }
         if self.bytes_max < BATCH_BYTES {
             // Made anew with the batches that the topics take.
-            producer = self.new_producer(Some(self.sink.inbox.clone()))?;
+            producer = self.new_producer(true)?;
         }
         self.sink.ready();
         let thread = CommitThread::start(
@@ -139,15 +142,16 @@ impl Committer {
         }
     }
 
-    /// How long there is nothing to do but to wait for events.
+    /// How long there is nothing to do but to wait for events. Delivery reports are none: they are looked at when a commit
+    /// is due, and a refused reply waits as long.
     fn patience(&self, sending: &Sending) -> Duration {
         let now = clock::now();
         let left = |until: Instant| until.saturating_duration_since(now);
         let resume = sending.paused_until.map(left);
-        let interval = self.sink.limits.commit_interval;
-        let commit = sending.last_commit.filter(|_| self.is_news && sending.commits.is_none());
-        let commit = commit.map(|last| left(last + interval).max(Duration::from_millis(1)));
-        resume.into_iter().chain(commit).fold(IDLE, Duration::min)
+        let is_due = self.is_news || !sending.entries.is_empty();
+        let interval = self.sink.limits.commit_interval.max(REPORTS_WAIT);
+        let commit = sending.last_commit.filter(|_| is_due && sending.commits.is_none());
+        resume.into_iter().chain(commit.map(|last| left(last + interval))).fold(IDLE, Duration::min)
     }
 
     fn take_reports(&mut self, producer: &ReplyProducer, sending: &mut Sending) {
@@ -287,7 +291,7 @@ impl Committer {
         for partition in self.partitions.values_mut() {
             partition.tracker.untake();
         }
-        self.new_producer(Some(self.sink.inbox.clone()))
+        self.new_producer(true)
     }
 
     fn commit_answered(&mut self, thread: &CommitThread, sending: &mut Sending) -> Result<(), SinkError> {

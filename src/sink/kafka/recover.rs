@@ -6,7 +6,6 @@ use std::time::Duration;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::TopicPartitionList;
 
-use super::super::inbox::Inbox;
 use super::super::producer::{ReplyProducer, TransactionError};
 use super::address::TopicFacts;
 use super::transaction::Take;
@@ -88,14 +87,14 @@ impl Committer {
     }
 
     /// A producer that is not connected yet.
-    pub(super) fn new_producer(&self, every: Option<Arc<Inbox>>) -> Result<ReplyProducer, SinkError> {
+    pub(super) fn new_producer(&self, every: bool) -> Result<ReplyProducer, SinkError> {
         let settings = self.sink.settings.producer(self.bytes_max);
         ReplyProducer::new(&settings, Arc::clone(&self.sink.watch), every).map_err(SinkError::Fatal)
     }
 
     /// A producer whose predecessors are fenced and their transactions ended. `None` when the worker stops meanwhile.
     pub(super) fn connect(&mut self) -> Result<Option<ReplyProducer>, SinkError> {
-        let producer = self.new_producer(None)?;
+        let producer = self.new_producer(false)?;
         loop {
             match producer.init(CALL_BOUND) {
                 Ok(()) => {
