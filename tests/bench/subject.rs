@@ -118,11 +118,8 @@ impl Subject {
     /// What must be installed for it, and how that is done; `None` when it is there.
     pub(crate) fn missing(self) -> Option<String> {
         let program = match self {
-            Self::PassThrough | Self::RustLoop | Self::Forebay | Self::ForebayNoScoring => return None,
-            Self::ForebayAtLeastOnce => {
-                let known = include_str!("../../schemas/config.schema.json").contains("\"delivery\": {");
-                return (!known).then(|| "worker.toml has no kafka.delivery".to_owned());
-            }
+            Self::PassThrough | Self::RustLoop => return None,
+            Self::Forebay | Self::ForebayNoScoring | Self::ForebayAtLeastOnce => return None,
             Self::PythonConfluentKafka | Self::QuixStreams => ".venv/peers/bin/python",
             Self::Mlserver => ".venv/mlserver/bin/mlserver",
         };
@@ -177,6 +174,8 @@ fn worker_toml(subject: Subject, place: &Place, folder: &Path) -> anyhow::Result
     let client: String = [CONSUMER, PRODUCER]
         .concat()
         .iter()
+        // At least once has a linger of its own: replies go out one by one.
+        .filter(|(key, _)| subject != Subject::ForebayAtLeastOnce || *key != "linger.ms")
         .map(|(key, value)| format!("\"{key}\" = \"{value}\""))
         .collect::<Vec<_>>()
         .join("\n");
