@@ -121,10 +121,7 @@ impl ClientSettings {
                 .set("transactional.id", &self.transactional_id)
                 .set("transaction.timeout.ms", millis(TRANSACTION_TIMEOUT));
         }
-        client
-            .set("message.timeout.ms", millis(REQUEST_TIMEOUT))
-            .set("enable.idempotence", "true")
-            .set("acks", "all");
+        client.set("message.timeout.ms", millis(REQUEST_TIMEOUT)).set("enable.idempotence", "true").set("acks", "all");
         default_to(&mut client, "partitioner", "murmur2_random");
         // A transaction is flushed; what goes out by itself should not wait for company.
         default_to(&mut client, "linger.ms", if self.kafka.delivery == Delivery::ExactlyOnce { "1" } else { "0" });
@@ -187,7 +184,13 @@ pub(crate) struct BrokerWatch {
 
 impl BrokerWatch {
     pub(crate) fn new(brokers: &str, metrics: Arc<Metrics>) -> Self {
-        Self { away: AtomicBool::new(false), since: Mutex::new(None), back_at: Mutex::new(None), brokers: brokers.to_owned(), metrics }
+        Self {
+            away: AtomicBool::new(false),
+            since: Mutex::new(None),
+            back_at: Mutex::new(None),
+            brokers: brokers.to_owned(),
+            metrics,
+        }
     }
 
     pub(crate) fn is_away(&self) -> bool {

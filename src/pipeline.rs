@@ -463,7 +463,12 @@ impl Intake<'_> {
     }
 
     /// One poll, decoded. Past the stop nothing is taken on: it was not committed, so it is read again by who comes next.
-    fn receive(&self, source: &mut KafkaSource, wait: Duration, stopping: bool) -> Result<Option<Arc<Chunk>>, SourceError> {
+    fn receive(
+        &self,
+        source: &mut KafkaSource,
+        wait: Duration,
+        stopping: bool,
+    ) -> Result<Option<Arc<Chunk>>, SourceError> {
         let mut chunk = Chunk::default();
         let mut arrival = None;
         let count = source.recv(CHUNK_RECORDS_MAX, wait, |message| {

@@ -377,7 +377,17 @@ impl Chunk {
         let start = self.requests.last().map_or(0, |last| last.echo.end);
         let end = u32::try_from(self.echo.len()).expect("a chunk holds far fewer headers than 2^32");
         let NewRequest { position, route, arrived, id_json, key, address, work } = request;
-        self.requests.push(Request { position, route, arrived, id_json, key, address, work, echo: start..end, original: None });
+        self.requests.push(Request {
+            position,
+            route,
+            arrived,
+            id_json,
+            key,
+            address,
+            work,
+            echo: start..end,
+            original: None,
+        });
     }
 
     /// Keeps the record of the request that was pushed last as it came, for a dead letter.

@@ -28,7 +28,11 @@ pub(crate) fn committed(list: &TopicPartitionList) -> (Vec<Committed>, Vec<Kafka
     // SAFETY: the list is alive, and so are its `cnt` elements.
     let native = unsafe {
         let native = &*list.ptr();
-        if native.elems.is_null() { &[] } else { std::slice::from_raw_parts(native.elems, native.cnt.max(0) as usize) }
+        if native.elems.is_null() {
+            &[]
+        } else {
+            std::slice::from_raw_parts(native.elems, usize::try_from(native.cnt).unwrap_or(0))
+        }
     };
     let mut answered = Vec::with_capacity(native.len());
     let mut refused = Vec::new();
@@ -53,12 +57,7 @@ pub(crate) fn committed(list: &TopicPartitionList) -> (Vec<Committed>, Vec<Kafka
 }
 
 /// Adds a partition's commit to a list for the broker.
-pub(crate) fn add_commit(
-    list: &mut TopicPartitionList,
-    topic: &str,
-    number: i32,
-    map: &OffsetMap,
-) -> KafkaResult<()> {
+pub(crate) fn add_commit(list: &mut TopicPartitionList, topic: &str, number: i32, map: &OffsetMap) -> KafkaResult<()> {
     let mut element = list.add_partition(topic, number);
     element.set_offset(Offset::Offset(map.base()))?;
     let metadata = map.encode(topic, number);

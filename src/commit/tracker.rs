@@ -20,8 +20,8 @@ mod cover;
 
 use std::collections::{HashSet, VecDeque};
 
-use self::cover::{Cover, chars_of};
 pub use self::cover::{Budget, Commit};
+use self::cover::{Cover, chars_of};
 use super::offset_map::OffsetMap;
 use crate::config::Ordering;
 

@@ -217,7 +217,10 @@ impl Check<'_> {
             }
             if input.contains(&name) {
                 let got = self.places.quoted(key, text);
-                self.refuse(key, format!("{got} is an input of this route, so that failed records would come again without end"));
+                self.refuse(
+                    key,
+                    format!("{got} is an input of this route, so that failed records would come again without end"),
+                );
                 return None;
             }
         }

@@ -25,10 +25,7 @@ const REFUSED: &[(&[&str], &str)] = &[
         &["transaction.timeout.ms", "message.timeout.ms", "delivery.timeout.ms", "socket.timeout.ms"],
         "the time-outs of a transaction are set to fit each other; remove it",
     ),
-    (
-        &["partition.assignment.strategy", "group.protocol", "group.remote.assignor"],
-        "use kafka.rebalance",
-    ),
+    (&["partition.assignment.strategy", "group.protocol", "group.remote.assignor"], "use kafka.rebalance"),
 ];
 
 /// Parts of a key that tell that its value is a secret.

@@ -71,7 +71,7 @@ fn tickets(bodies: &[&str]) -> Vec<Ticket> {
             partition_number: 0,
             position: Position { partition: PartitionId(0), offset: 5 },
             timestamp_ms: None,
-        is_append_time: false,
+            is_append_time: false,
             key: None,
             payload: Some(body.as_bytes()),
             headers: &[],

@@ -70,7 +70,9 @@ impl ShardGroup {
     }
 
     fn forget_stopped(&self, partitions: &[PartitionId]) {
-        partitions.iter().for_each(|&id| self.health.ready(&self.stopped_part(id)));
+        for &id in partitions {
+            self.health.ready(&self.stopped_part(id));
+        }
     }
 }
 

@@ -93,8 +93,7 @@ impl ReplyProducer {
     pub(super) fn send(&self, outgoing: Outgoing<'_>) -> Result<(), TransactionError> {
         let Outgoing { topic, partition, key, payload, headers, index } = outgoing;
         let timestamp = None;
-        let mut record =
-            BaseRecord { topic, partition, payload, key, timestamp, headers, delivery_opaque: index };
+        let mut record = BaseRecord { topic, partition, payload, key, timestamp, headers, delivery_opaque: index };
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -33,6 +33,8 @@ use crate::record::{AssignedPartition, Message, PartitionId, Position};
 
 /// How long a seek to the start of a partition may take before it is tried again.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Assignments whose start is asked for, and answers that were not looked at: far more than a group makes in a second.
+const ASSIGNMENTS_MAX: usize = 65_536;
 /// How long a poll waits while partitions are about to start.
 const STARTING_WAIT: Duration = Duration::from_millis(5);
 
@@ -93,8 +95,8 @@ impl KafkaSource {
         metrics: Arc<Metrics>,
         stop: Arc<Stop>,
     ) -> Result<Self, SourceError> {
-        let (ask, asked) = unbounded();
-        let (answer, answers) = unbounded();
+        let (ask, asked) = bounded(ASSIGNMENTS_MAX);
+        let (answer, answers) = bounded(ASSIGNMENTS_MAX);
         let context = GroupContext::new(listener, watch, metrics, ask);
         let fatal = |error: KafkaError| SourceError::Fatal(format!("kafka.client: {error}"));
         let consumer = BaseConsumer::from_config_and_context(&settings.consumer(), context).map_err(fatal)?;
@@ -226,14 +228,13 @@ impl KafkaSource {
         };
         let mut there = TopicPartitionList::new();
         for element in sought.elements() {
-            match element.error() {
+            if let Err(error) = element.error() {
                 // Its fetcher is not up yet; again with the next poll.
-                Err(error) => tracing::debug!(%error, topic = element.topic(), "seeking again"),
-                Ok(()) => {
-                    there.add_partition(element.topic(), element.partition());
-                    self.starting.retain(|asked| asked.topic != element.topic() || asked.number != element.partition());
-                }
+                tracing::debug!(%error, topic = element.topic(), "seeking again");
+                continue;
             }
+            there.add_partition(element.topic(), element.partition());
+            self.starting.retain(|asked| asked.topic != element.topic() || asked.number != element.partition());
         }
         tracing::info!(partitions = ?names(&sought), "started");
         if !self.paused
@@ -315,4 +316,3 @@ impl Drop for KafkaSource {
 fn not_authorised(error: &KafkaError) -> SourceError {
     SourceError::Fatal(format!("{error}: grant this worker READ on its input topics and its group"))
 }
-

@@ -234,7 +234,7 @@ impl JsonLines {
             partition_number: 0,
             position,
             timestamp_ms: None,
-        is_append_time: false,
+            is_append_time: false,
             key: Some(self.key.as_bytes()),
             payload: Some(payload),
             headers: &[],

@@ -124,7 +124,9 @@ pub(crate) fn print(rows: &[Measured], round_trips: &[Latency], forest: &[Forest
     println!("{table}");
     print_latencies(rows, round_trips);
     println!("clients  {} {}", shown(CONSUMER), shown(PRODUCER));
-    println!("         equal for all but mlserver, whose clients are aiokafka's with its own defaults, and forebay-at-least-once,");
+    println!(
+        "         equal for all but mlserver, whose clients are aiokafka's with its own defaults, and forebay-at-least-once,"
+    );
     println!("         which has linger.ms=0");
     println!(
         "model    LightGBM 500 trees x 63 leaves, 32 features; no cache; forebay with its defaults (reply_metadata = \"short\")"

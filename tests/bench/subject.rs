@@ -118,8 +118,9 @@ impl Subject {
     /// What must be installed for it, and how that is done; `None` when it is there.
     pub(crate) fn missing(self) -> Option<String> {
         let program = match self {
-            Self::PassThrough | Self::RustLoop => return None,
-            Self::Forebay | Self::ForebayNoScoring | Self::ForebayAtLeastOnce => return None,
+            Self::PassThrough | Self::RustLoop | Self::Forebay | Self::ForebayNoScoring | Self::ForebayAtLeastOnce => {
+                return None;
+            }
             Self::PythonConfluentKafka | Self::QuixStreams => ".venv/peers/bin/python",
             Self::Mlserver => ".venv/mlserver/bin/mlserver",
         };

@@ -73,9 +73,7 @@ pub(crate) fn topic_recreated(shared: &Shared) {
     let toml = Toml { kafka, ..Toml::new("again") }.text(&shared.kafka.brokers());
     let mut worker = Worker::ready(&toml, "again");
     send(shared, &input, 0..200);
-    until("the first topic's end", || {
-        shared.kafka.committed("again", &input, 2) == shared.kafka.ends(&input, 2)
-    });
+    until("the first topic's end", || shared.kafka.committed("again", &input, 2) == shared.kafka.ends(&input, 2));
     shared.kafka.delete(&input);
     until("the worker to notice", || worker.metric("forebay_partitions_assigned") == 0);
     shared.kafka.create(&[&input], 2);

@@ -58,7 +58,9 @@ impl Kafka {
         let options = AdminOptions::new().operation_timeout(Some(BOUND));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let grown = runtime.block_on(admin.create_partitions(&[NewPartitions::new(topic, count)], &options)).unwrap();
-        grown.into_iter().for_each(|topic| drop(topic.unwrap()));
+        for topic in grown {
+            topic.unwrap();
+        }
     }
 
     /// Deletes a topic.
@@ -67,7 +69,9 @@ impl Kafka {
         let options = AdminOptions::new().operation_timeout(Some(BOUND));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let deleted = runtime.block_on(admin.delete_topics(&[topic], &options)).unwrap();
-        deleted.into_iter().for_each(|topic| drop(topic.unwrap()));
+        for topic in deleted {
+            topic.unwrap();
+        }
     }
 
     /// A producer that sends in transactions.

@@ -494,7 +494,9 @@ proptest! {
                         .take(records)
                         .collect();
                     prop_assert_eq!(&taken, &free);
-                    free.iter().for_each(|&offset| naive.set(offset, Fate::Sent));
+                    for &offset in &free {
+                        naive.set(offset, Fate::Sent);
+                    }
                 }
                 Step::Transact { .. } => {
                     let arrived = naive.with(Fate::Sent);

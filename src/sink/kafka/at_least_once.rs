@@ -112,11 +112,8 @@ impl Committer {
             producer = self.new_producer(true)?;
         }
         self.sink.ready();
-        let thread = CommitThread::start(
-            Arc::clone(&self.sink.group),
-            Arc::clone(&self.sink.inbox),
-            self.sink.settings.shard(),
-        );
+        let thread =
+            CommitThread::start(Arc::clone(&self.sink.group), Arc::clone(&self.sink.inbox), self.sink.settings.shard());
         let thread = thread.map_err(|error| SinkError::Fatal(format!("cannot start a thread: {error}")))?;
         let mut sending = Sending::default();
         loop {
@@ -334,9 +331,7 @@ impl Committer {
     fn commit_failed(&mut self, error: &KafkaError) -> Result<(), SinkError> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
-            Some(Code::FencedInstanceId) => {
-                Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()))
-            }
+            Some(Code::FencedInstanceId) => Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned())),
             Some(Code::OffsetMetadataTooLarge) => {
                 self.shrink_maps(self.chars_max);
                 Ok(())

@@ -12,8 +12,7 @@ use crate::record::{ErrorCode, Original, Reject, Reply, Ticket};
 pub(super) fn is_due(reply: &Reply, routes: &[ReplyRoute]) -> bool {
     use ErrorCode as Code;
     let Some(reject) = &reply.error else { return false };
-    let at_fault =
-        matches!(reject.code, Code::BadRequest | Code::UnknownModel | Code::ModelError | Code::TooLarge);
+    let at_fault = matches!(reject.code, Code::BadRequest | Code::UnknownModel | Code::ModelError | Code::TooLarge);
     at_fault && routes[reply.ticket.request().route as usize].dead_letter.is_some()
 }
 

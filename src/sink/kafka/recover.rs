@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::TopicPartitionList;
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::super::producer::{ReplyProducer, TransactionError};
 use super::address::TopicFacts;
@@ -174,7 +174,9 @@ impl Committer {
             let map = match committed.read(position) {
                 Reading::Ours(map) => map,
                 Reading::Damaged(reason) => {
-                    return Err(SinkError::Fatal(format!("the offset map of {place} at {position} is damaged: {reason}")));
+                    return Err(SinkError::Fatal(format!(
+                        "the offset map of {place} at {position} is damaged: {reason}"
+                    )));
                 }
                 Reading::UnknownVersion(version) => {
                     return Err(SinkError::Fatal(format!("the offset map of {place} has version {version}")));

@@ -124,12 +124,7 @@ impl Committer {
         }
     }
 
-    fn try_transact(
-        &self,
-        producer: &ReplyProducer,
-        take: &Take,
-        back_to_back: bool,
-    ) -> Result<(), TransactionError> {
+    fn try_transact(&self, producer: &ReplyProducer, take: &Take, back_to_back: bool) -> Result<(), TransactionError> {
         fail::fail_point!("sink::begin");
         let start = clock::now();
         producer.begin()?;

@@ -33,7 +33,8 @@ struct Topic {
 /// librdkafka's names: STATISTICS.md.
 #[derive(Deserialize)]
 struct Partition {
-    partition: i32,
+    #[serde(rename = "partition")]
+    number: i32,
     /// Records fetched and not passed on.
     fetchq_cnt: i64,
     fetch_state: String,
@@ -54,11 +55,8 @@ pub(super) fn ends(statistics: &[u8]) -> Vec<End> {
             && partition.eof_offset >= 0
             && partition.eof_offset == partition.next_offset
     });
-    let end = |(topic, partition): (String, Partition)| End {
-        topic,
-        number: partition.partition,
-        offset: partition.eof_offset,
-    };
+    let end =
+        |(topic, partition): (String, Partition)| End { topic, number: partition.number, offset: partition.eof_offset };
     at_end.map(end).collect()
 }
 

@@ -179,11 +179,22 @@ impl Starter {
                 map
             }
             Reading::Stale { base, .. } => {
-                tracing::warn!(topic, partition = number, position, base, "the group was reset: its offset map is of another position and ignored");
+                tracing::warn!(
+                    topic,
+                    partition = number,
+                    position,
+                    base,
+                    "the group was reset: its offset map is of another position and ignored"
+                );
                 OffsetMap::empty(position)
             }
             Reading::Damaged(reason) if self.limits.on_bad_offset_map == OnBadPosition::Continue => {
-                tracing::error!(topic, partition = number, reason, "the offset map is damaged and ignored, as kafka.on_bad_offset_map says: records may be answered twice");
+                tracing::error!(
+                    topic,
+                    partition = number,
+                    reason,
+                    "the offset map is damaged and ignored, as kafka.on_bad_offset_map says: records may be answered twice"
+                );
                 OffsetMap::empty(position)
             }
             Reading::Damaged(reason) => {
@@ -201,7 +212,13 @@ impl Starter {
         };
         if map.end().max(position) > high {
             if self.limits.on_bad_position == OnBadPosition::Continue {
-                tracing::error!(topic, partition = number, position, end = high, "the position lies past the topic's end; going on at the end, as kafka.on_bad_position says");
+                tracing::error!(
+                    topic,
+                    partition = number,
+                    position,
+                    end = high,
+                    "the position lies past the topic's end; going on at the end, as kafka.on_bad_position says"
+                );
                 return Ok(Answer::Start { asked, committed: OffsetMap::empty(high), lost: 0 });
             }
             let reason = format!(

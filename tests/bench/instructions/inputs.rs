@@ -129,7 +129,7 @@ impl Front {
                 partition_number: 0,
                 position: Position { partition: PartitionId(0), offset },
                 timestamp_ms: None,
-        is_append_time: false,
+                is_append_time: false,
                 key: None,
                 payload: Some(body.as_bytes()),
                 headers: &[],
