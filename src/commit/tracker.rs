@@ -79,15 +79,17 @@ struct Slot<R> {
     offset: i64,
     /// The hash of its key; 0 for none.
     key: u64,
-    state: State<R>,
+    state: State,
+    /// There while it is finished or sent.
+    reply: Option<R>,
 }
 
-#[derive(Clone, Debug)]
-enum State<R> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
     Unfinished,
-    Finished(R),
+    Finished,
     /// On its way, in a transaction or by itself.
-    Sent(R),
+    Sent,
     /// Its reply is out; its position is not committed.
     Answered,
     /// Committed, with an open offset below.
@@ -133,7 +135,7 @@ impl<R> Tracker<R> {
         self.highest_delivered = Some(offset);
         // That another key may share the number of one costs at most a wait.
         let key = key.map_or(0, |hash| hash.max(1));
-        self.slots.push_back(Slot { offset, key, state: State::Unfinished });
+        self.slots.push_back(Slot { offset, key, state: State::Unfinished, reply: None });
         self.unfinished += 1;
     }
 
@@ -148,12 +150,13 @@ impl<R> Tracker<R> {
         let Some(index) = self.find(offset) else {
             return Finish::Unknown;
         };
-        let state = &mut self.slots[index].state;
-        match state {
-            State::Unfinished => *state = State::Finished(reply),
-            State::Finished(_) | State::Sent(_) | State::Answered => return Finish::Duplicate,
+        let slot = &mut self.slots[index];
+        match slot.state {
+            State::Unfinished => {}
+            State::Finished | State::Sent | State::Answered => return Finish::Duplicate,
             State::Hole => return Finish::Unknown,
         }
+        (slot.state, slot.reply) = (State::Finished, Some(reply));
         self.unfinished -= 1;
         self.finished += 1;
         Finish::Accepted
@@ -162,23 +165,20 @@ impl<R> Tracker<R> {
     /// Puts another reply in the place of one that was refused; it is taken anew. Returns whether there was one.
     pub fn replace(&mut self, offset: i64, reply: R) -> bool {
         let Some(index) = self.find(offset) else { return false };
-        let state = &mut self.slots[index].state;
-        match state {
-            State::Finished(_) => {}
-            State::Sent(_) => self.finished += 1,
+        let slot = &mut self.slots[index];
+        match slot.state {
+            State::Finished => {}
+            State::Sent => self.finished += 1,
             State::Unfinished | State::Answered | State::Hole => return false,
         }
-        *state = State::Finished(reply);
+        (slot.state, slot.reply) = (State::Finished, Some(reply));
         true
     }
 
     /// The reply of an offset, while it is kept.
     #[must_use]
     pub fn reply(&self, offset: i64) -> Option<&R> {
-        match &self.slots[self.find(offset)?].state {
-            State::Finished(reply) | State::Sent(reply) => Some(reply),
-            State::Unfinished | State::Answered | State::Hole => None,
-        }
+        self.slots[self.find(offset)?].reply.as_ref()
     }
 
     // ---- in a transaction: replies and the commit that covers them go together ----
@@ -204,26 +204,22 @@ impl<R> Tracker<R> {
                 cover.open(offset);
                 break;
             }
-            match std::mem::replace(&mut slot.state, State::Hole) {
+            match slot.state {
                 State::Hole => continue,
-                State::Finished(reply) => {
+                State::Finished => {
                     seen += 1;
                     let blocked = self.ordering == Ordering::Key && self.passed.contains(&slot.key);
-                    let bytes = bytes_of(&reply);
+                    let bytes = slot.reply.as_ref().map_or(0, &bytes_of);
                     if taking && !blocked && (forced || budget.allows(bytes)) {
                         budget.spend(bytes);
                         taken += 1;
-                        slot.state = State::Sent(reply);
+                        slot.state = State::Sent;
                         cover.done(offset);
                         continue;
                     }
                     taking &= blocked;
-                    slot.state = State::Finished(reply);
                 }
-                open => {
-                    slot.state = open;
-                    taking &= self.ordering != Ordering::Partition;
-                }
+                State::Unfinished | State::Sent | State::Answered => taking &= self.ordering != Ordering::Partition,
             }
             if self.ordering == Ordering::Key && slot.key != 0 {
                 self.passed.insert(slot.key);
@@ -253,32 +249,24 @@ impl<R> Tracker<R> {
             if seen == self.finished {
                 break;
             }
-            match std::mem::replace(&mut slot.state, State::Hole) {
-                State::Finished(reply) => {
+            match slot.state {
+                State::Finished => {
                     seen += 1;
-                    let bytes = bytes_of(&reply);
+                    let bytes = slot.reply.as_ref().map_or(0, &bytes_of);
                     let blocked = self.ordering == Ordering::Key && self.passed.contains(&slot.key);
                     if !blocked && budget.allows(bytes) {
                         budget.spend(bytes);
                         taken.push(slot.offset);
-                        slot.state = State::Sent(reply);
+                        slot.state = State::Sent;
                         continue;
                     }
-                    slot.state = State::Finished(reply);
                     if !blocked {
                         break;
                     }
                 }
-                State::Unfinished => {
-                    slot.state = State::Unfinished;
-                    if self.ordering == Ordering::Partition {
-                        break;
-                    }
-                }
-                other => {
-                    slot.state = other;
-                    continue;
-                }
+                State::Unfinished if self.ordering == Ordering::Partition => break,
+                State::Unfinished => {}
+                State::Sent | State::Answered | State::Hole => continue,
             }
             if self.ordering == Ordering::Key && slot.key != 0 {
                 self.passed.insert(slot.key);
@@ -289,21 +277,15 @@ impl<R> Tracker<R> {
 
     /// What is on its way, lowest offset first.
     pub fn sent(&self) -> impl Iterator<Item = (i64, &R)> {
-        self.slots.iter().filter_map(|slot| match &slot.state {
-            State::Sent(reply) => Some((slot.offset, reply)),
-            _ => None,
-        })
+        let sent = self.slots.iter().filter(|slot| slot.state == State::Sent);
+        sent.filter_map(|slot| Some((slot.offset, slot.reply.as_ref()?)))
     }
 
     /// What is on its way is not: it is finished, and taken anew.
     pub fn untake(&mut self) {
-        for slot in &mut self.slots {
-            if matches!(slot.state, State::Sent(_))
-                && let State::Sent(reply) = std::mem::replace(&mut slot.state, State::Hole)
-            {
-                slot.state = State::Finished(reply);
-                self.finished += 1;
-            }
+        for slot in self.slots.iter_mut().filter(|slot| slot.state == State::Sent) {
+            slot.state = State::Finished;
+            self.finished += 1;
         }
     }
 
@@ -311,22 +293,19 @@ impl<R> Tracker<R> {
     pub fn send_again(&mut self, offset: i64) {
         let Some(index) = self.find(offset) else { return };
         let state = &mut self.slots[index].state;
-        match std::mem::replace(state, State::Hole) {
-            State::Sent(reply) => {
-                *state = State::Finished(reply);
-                self.finished += 1;
-            }
-            other => *state = other,
+        if *state == State::Sent {
+            *state = State::Finished;
+            self.finished += 1;
         }
     }
 
     /// A reply that was on its way has arrived. Returns whether there was one.
     pub fn answered(&mut self, offset: i64) -> bool {
         let Some(index) = self.find(offset) else { return false };
-        let state = &mut self.slots[index].state;
-        let arrived = matches!(state, State::Sent(_));
+        let slot = &mut self.slots[index];
+        let arrived = slot.state == State::Sent;
         if arrived {
-            *state = State::Answered;
+            (slot.state, slot.reply) = (State::Answered, None);
             self.answered += 1;
         }
         arrived
@@ -351,7 +330,7 @@ impl<R> Tracker<R> {
                     records += 1;
                     cover.done(offset);
                 }
-                State::Unfinished | State::Finished(_) | State::Sent(_) => cover.open(offset),
+                State::Unfinished | State::Finished | State::Sent => cover.open(offset),
             }
         }
         self.expected.iter().for_each(|&open| cover.open(open));
@@ -436,24 +415,25 @@ impl<R> Tracker<R> {
             if open.peek() == Some(&&slot.offset) {
                 continue;
             }
-            match std::mem::replace(&mut slot.state, State::Hole) {
+            match slot.state {
                 State::Hole => continue,
                 State::Unfinished => self.unfinished -= 1,
-                State::Finished(_) => self.finished -= 1,
+                State::Finished => self.finished -= 1,
                 State::Answered => self.answered -= 1,
-                State::Sent(_) => {}
+                State::Sent => {}
             }
+            (slot.state, slot.reply) = (State::Hole, None);
             self.holes += 1;
             covered += 1;
         }
         (self.base, self.end, self.chars) = (map.base(), map.end(), chars);
-        while self.slots.front().is_some_and(|slot| matches!(slot.state, State::Hole)) {
+        while self.slots.front().is_some_and(|slot| slot.state == State::Hole) {
             self.slots.pop_front();
             self.holes -= 1;
         }
         // Half of it holes: worth a pass, whose cost the commits that made them have paid.
         if self.holes > 64 && self.holes * 2 > self.slots.len() {
-            self.slots.retain(|slot| !matches!(slot.state, State::Hole));
+            self.slots.retain(|slot| slot.state != State::Hole);
             self.holes = 0;
         }
         covered
