@@ -144,9 +144,14 @@ impl Fleet {
         &mut self.workers[index]
     }
 
-    /// SIGKILL, and at once another in its place. Returns whether it had records in flight.
+    /// SIGKILL, in a moment with records in flight if there is one soon, and at once another in its place. Returns whether
+    /// there was one.
     pub fn kill(&mut self, index: usize) -> bool {
-        let in_flight = self.workers[index].metric("forebay_records_in_flight");
+        let bound = clock::now() + Duration::from_secs(1);
+        let mut in_flight = 0;
+        while in_flight == 0 && clock::now() < bound {
+            in_flight = self.workers[index].metric("forebay_records_in_flight");
+        }
         self.workers[index].kill();
         self.workers[index] = Worker::start(&self.toml, &self.names[index], &self.failpoints);
         in_flight > 0
