@@ -107,7 +107,8 @@ impl<'a> Run<'a> {
         let replies = kafka.read(&output, 0);
         let tally = Tally::of(&replies, records, |n| shared.higgs.score_at(n));
         println!("{name}: seed={seed} kills={kills} hits={hits} {tally}");
-        assert!(hits > 0, "no kill struck a worker with records in flight: nothing was shown");
+        // The controls show something else, and have one kill each.
+        assert!(hits > 0 || kills == 1, "no kill struck a worker with records in flight: nothing was shown");
         fleet.terminate();
         Outcome { tally, requests: kafka.read(&input, records), replies }
     }
