@@ -6,8 +6,8 @@
 //! 2. A commit names every offset below its end that has no reply yet, so a position never passes one unsaid, and a slow
 //!    record holds no other back.
 //! 3. The group's metadata is taken first, then it is checked that no partition was given up meanwhile, then the
-//!    positions are sent, and then the replies. A member that was replaced is so refused by the broker, one that knows
-//!    it refrains; and between the positions and the commit the group waits, because the positions are pending.
+//!    positions are sent. A member that was replaced is so refused by the broker, one that knows it refrains; and between
+//!    the positions and the commit the group waits, because the positions are pending.
 //! 4. After any error the producer is dropped and made anew (an old `EndTxn` may still be under way and would end the
 //!    next transaction), and the committed positions are read back: they say what truly committed. Scores in memory
 //!    are sent again, not computed again.

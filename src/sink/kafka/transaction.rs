@@ -128,8 +128,6 @@ impl Committer {
         fail::fail_point!("sink::begin");
         let start = clock::now();
         producer.begin()?;
-        // Positions first: right after another transaction the broker answers "concurrent transactions" to what comes
-        // first, which librdkafka asks again after retry.backoff.ms for positions, but after 20 ms for replies.
         let group = self.sink.group.metadata();
         let group = group.ok_or_else(|| TransactionError::Connection("the consumer has left its group".to_owned()))?;
         fail::fail_point!("sink::metadata_taken");
@@ -141,26 +139,29 @@ impl Committer {
             (partition.topic.as_str(), partition.number, commit)
         });
         let list = positions::commits(commits).map_err(|error| TransactionError::Failed(error.to_string()))?;
+        // After a pause the replies are on their way while the positions are sent. Right after another transaction the
+        // broker answers "concurrent transactions" to what comes first, which librdkafka asks again after
+        // retry.backoff.ms for positions, but after 20 ms for replies: then positions go first.
+        let mut records = 0;
+        if !back_to_back {
+            records = self.send_taken(producer, take)?;
+        }
         producer.send_offsets(&list, &group, CALL_BOUND)?;
         fail::fail_point!("sink::positions_sent", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         let positions_sent = clock::now();
-        let mut index = 0;
-        for (id, commit) in take {
-            for (_, pending) in self.partitions[id].tracker.sent().take(commit.records) {
-                self.send(producer, pending, 2 * index)?;
-                index += 1;
-            }
+        if back_to_back {
+            records = self.send_taken(producer, take)?;
         }
         fail::fail_point!("sink::produced");
         let produced = clock::now();
-        if back_to_back && index < FLUSH_FIRST_BELOW {
+        if back_to_back && records < FLUSH_FIRST_BELOW {
             producer.flush(CALL_BOUND)?;
         }
         fail::fail_point!("sink::flushed");
         let flushed = clock::now();
         producer.commit(CALL_BOUND)?;
         tracing::trace!(
-            records = index,
+            records,
             positions = ?(positions_sent - start),
             produce = ?(produced - positions_sent),
             flush = ?(flushed - produced),
@@ -169,6 +170,18 @@ impl Committer {
         );
         fail::fail_point!("sink::committed", |_| Err(TransactionError::Connection("a fail point".to_owned())));
         Ok(())
+    }
+
+    /// Hands what was taken to the producer. Returns how many replies those were.
+    fn send_taken(&self, producer: &ReplyProducer, take: &Take) -> Result<usize, TransactionError> {
+        let mut index = 0;
+        for (id, commit) in take {
+            for (_, pending) in self.partitions[id].tracker.sent().take(commit.records) {
+                self.send(producer, pending, 2 * index)?;
+                index += 1;
+            }
+        }
+        Ok(index)
     }
 
     /// Lowest offsets first, as many as one transaction may hold. Each time another partition is served first, so that a
