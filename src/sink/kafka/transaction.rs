@@ -11,7 +11,12 @@ use crate::record::PartitionId;
 
 /// Fewer records than this, right after another transaction, are flushed before the commit: 13 slow cycles in 1,000
 /// instead of 90.
-const FLUSH_FIRST_BELOW: usize = 1000;
+const FEW_RECORDS: usize = 1000;
+/// How long the broker is left to write a transaction's markers where few records wait. Asked sooner for the next one it
+/// only answers "concurrent transactions", and has less time for the markers: replies would come later, not sooner.
+const REST: Duration = Duration::from_millis(4);
+/// A transaction that begins so soon after another is likely to get that answer.
+const BACK_TO_BACK: Duration = Duration::from_millis(3);
 /// Characters of offset maps in one transaction: past 512 kB the broker answers an unknown error, for ever.
 const CHARS_A_TRANSACTION: usize = 384 * 1024;
 
@@ -54,8 +59,11 @@ impl Committer {
         if !self.is_news {
             return IDLE;
         }
-        let due = self.last_begin.map(|begin| begin + self.sink.limits.commit_interval);
-        due.map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()))
+        let interval = self.sink.limits.commit_interval;
+        let due = self.last_begin.map(|begin| begin + interval);
+        let finished: usize = self.partitions.values().map(|partition| partition.tracker.finished()).sum();
+        let rested = self.last_end.filter(|_| finished < FEW_RECORDS).map(|end| end + REST.min(interval));
+        due.max(rested).map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()))
     }
 
     /// Sends what is finished. Gives back the producer, a new one after a failure, or none when the worker stops.
@@ -84,7 +92,7 @@ impl Committer {
             self.is_news = false;
             return Ok(Some(producer));
         }
-        let back_to_back = self.last_end.is_some_and(|end| begin.saturating_duration_since(end) < IDLE / 10);
+        let back_to_back = self.last_end.is_some_and(|end| begin.saturating_duration_since(end) < BACK_TO_BACK);
         self.last_begin = Some(begin);
         let done = self.try_transact(&producer, &take, back_to_back);
         let end = clock::now();
@@ -154,7 +162,7 @@ impl Committer {
         }
         fail::fail_point!("sink::produced");
         let produced = clock::now();
-        if back_to_back && records < FLUSH_FIRST_BELOW {
+        if back_to_back && records < FEW_RECORDS {
             producer.flush(CALL_BOUND)?;
         }
         fail::fail_point!("sink::flushed");
