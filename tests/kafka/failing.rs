@@ -39,6 +39,7 @@ pub(crate) fn crash_loop(shared: &Shared) {
     assert!(replies_of.len() == 100 && replies_of.values().all(|&count| count == 1), "{replies_of:?}");
     let letters = shared.kafka.read("crash-in-dlt", 1);
     assert_eq!(letters.iter().map(Record::key_text).collect::<Vec<_>>(), ["k20"]);
+    until("the count of dead letters", || worker.metric("forebay_dead_letters_total") == 1);
     assert_eq!(worker.terminate(), Some(0), "{}", worker.log());
 }
 

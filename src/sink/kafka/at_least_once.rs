@@ -156,6 +156,7 @@ impl Committer {
             let Some(entry) = sending.entry(index) else { continue };
             let (id, offset) = (entry.id, entry.offset);
             let Some(code) = code else {
+                self.sink.metrics.dead_letters.inc_by(u64::from(index % 2 == 1));
                 entry.waits -= 1;
                 if entry.waits == 0
                     && let Some(partition) = self.partitions.get_mut(&id)

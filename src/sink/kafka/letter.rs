@@ -4,6 +4,7 @@
 use rdkafka::message::{Header, OwnedHeaders};
 
 use super::super::producer::{Outgoing, ReplyProducer, TransactionError};
+use super::transaction::Take;
 use super::{Committer, Pending, ReplyRoute};
 use crate::record::{ErrorCode, Original, Reject, Reply, Ticket};
 
@@ -24,6 +25,16 @@ impl Committer {
             letter.into_iter().flat_map(|letter| route.inputs.iter().map(|input| letter.topic(input)))
         });
         letters.collect()
+    }
+
+    /// Counts the dead letters of a transaction that went through.
+    pub(super) fn count_letters(&self, take: &Take) {
+        if self.sink.routes.iter().all(|route| route.dead_letter.is_none()) {
+            return;
+        }
+        let sent = take.iter().flat_map(|(id, commit)| self.partitions[id].tracker.sent().take(commit.records));
+        let letters = sent.filter(|(_, pending)| pending.letter).count();
+        self.sink.metrics.dead_letters.inc_by(letters as u64);
     }
 
     /// How many partitions the dead letters' topics have is asked for before one of them goes out.

@@ -99,6 +99,7 @@ impl Committer {
         self.last_end = Some(end);
         match done {
             Ok(()) => {
+                self.count_letters(&take);
                 self.commit(&take);
                 self.records_max = self.records_max.saturating_mul(2);
                 if std::mem::take(&mut self.refusing) {
