@@ -33,8 +33,7 @@ use crate::record::Work;
 use crate::record::{Chunk, ErrorCode, ModelId, PartitionId, Reject, ScoredBatch, Ticket};
 
 use self::attempt::{Outcomes, features_of, lay_out, refuse_non_finite};
-use self::journal::Journal;
-use self::journal::{EXITS_MAX, RecordName};
+use self::journal::{EXITS_MAX, Journal, RecordName};
 pub use self::journal::{JournalFile, PartitionKey};
 use self::matrix::Matrix;
 pub(crate) use self::matrix::Pools;

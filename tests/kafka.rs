@@ -82,17 +82,11 @@ struct Promise {
 const EXACTLY_ONCE: Promise = Promise { delivery: "exactly_once", ordering: "none" };
 
 impl Promise {
-    /// Lines of `[kafka]`. A worker without these keys does it exactly once, in the order of each partition.
+    /// Lines of `[kafka]`.
     fn lines(self) -> String {
         let Self { delivery, ordering } = self;
-        let line = |key: &str, value: &str| if known(key) { format!("{key} = \"{value}\"\n") } else { String::new() };
-        line("delivery", delivery) + &line("ordering", ordering)
+        format!("delivery = \"{delivery}\"\nordering = \"{ordering}\"\n")
     }
-}
-
-/// Whether worker.toml may have this key.
-fn known(key: &str) -> bool {
-    include_str!("../schemas/config.schema.json").contains(&format!("\"{key}\": {{"))
 }
 
 fn main() -> ExitCode {
@@ -114,15 +108,6 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
             Ok(())
         })
     };
-    // What stands on a key that this worker does not have is listed as ignored, and why.
-    let wants = |key: &str, name: &str, test: fn(&Shared)| {
-        let ready = known(key);
-        trial(name, test).with_ignored_flag(!ready).with_kind(if ready {
-            String::new()
-        } else {
-            format!("wants {key}")
-        })
-    };
     vec![
         trial("bad_input_gets_its_error_reply_and_the_neighbours_their_scores", bad_input::each_gets_its_error),
         trial("a_compacted_topics_tombstone_is_skipped", bad_input::tombstones_are_skipped),
@@ -142,23 +127,23 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("the_judges_can_fail", |_| support::checks::can_fail()),
         trial("killed_at_random_nothing_is_lost_or_doubled", kills::at_random),
         trial("killed_at_random_a_worker_that_lies_is_seen", kills::liars),
-        wants("delivery", "killed_at_random_at_least_once_loses_nothing", kills::at_least_once),
+        trial("killed_at_random_at_least_once_loses_nothing", kills::at_least_once),
         trial("killed_at_random_each_key_keeps_its_order", kills::order_of_keys),
         trial("killed_at_random_each_partition_keeps_its_order", kills::order_of_partitions),
-        wants("ordering", "without_an_order_there_is_none", kills::no_order),
-        wants("ordering", "a_slow_record_holds_nobody_back", head_of_line::flows),
-        wants("ordering", "killed_beside_a_slow_record", head_of_line::killed),
+        trial("without_an_order_there_is_none", kills::no_order),
+        trial("a_slow_record_holds_nobody_back", head_of_line::flows),
+        trial("killed_beside_a_slow_record", head_of_line::killed),
         trial("one_hostile_sender_among_good_ones", hostile::errors),
-        wants("ordering", "replies_too_large_for_their_topic_cost_little", hostile::too_large),
-        wants("dead_letter", "one_hostile_sender_and_dead_letters", hostile::dead_letters),
+        trial("replies_too_large_for_their_topic_cost_little", hostile::too_large),
+        trial("one_hostile_sender_and_dead_letters", hostile::dead_letters),
         trial("a_group_of_other_clients_is_taken_over", metadata::taken_over),
-        wants("ordering", "the_set_of_a_parallel_consumer_is_read", metadata::parallel_consumer),
-        wants("ordering", "an_offset_map_of_a_later_version_is_refused", metadata::unknown_version),
-        wants("ordering", "the_offset_map_goes_with_its_position", metadata::map_is_read),
-        wants("ordering", "a_damaged_offset_map_stops_its_partition", metadata::damaged),
-        wants("ordering", "an_offset_map_of_another_position_is_ignored", metadata::stale),
+        trial("the_set_of_a_parallel_consumer_is_read", metadata::parallel_consumer),
+        trial("an_offset_map_of_a_later_version_is_refused", metadata::unknown_version),
+        trial("the_offset_map_goes_with_its_position", metadata::map_is_read),
+        trial("a_damaged_offset_map_stops_its_partition", metadata::damaged),
+        trial("an_offset_map_of_another_position_is_ignored", metadata::stale),
         trial("aborted_input_is_not_answered", metadata::aborted_input),
-        wants("ordering", "lag_reads_zero_behind_control_records", metadata::idle_position),
+        trial("lag_reads_zero_behind_control_records", metadata::idle_position),
         trial("deleted_records_are_counted_and_passed", metadata::deleted_records),
         trial("holes_of_a_compacted_topic_hold_nobody_back", metadata::compacted_input),
         trial("workers_come_and_go_while_the_stream_flows", group::cooperative),

@@ -4,7 +4,7 @@
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::commit::{Commit, OffsetMap, Reading};
+use crate::commit::{OffsetMap, Reading};
 
 /// What a group has committed for a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,15 +65,4 @@ pub(crate) fn add_commit(list: &mut TopicPartitionList, topic: &str, number: i32
         element.set_metadata(metadata);
     }
     Ok(())
-}
-
-/// The commits of some partitions as a list for the broker.
-pub(crate) fn commits<'a>(
-    commits: impl IntoIterator<Item = (&'a str, i32, &'a Commit)>,
-) -> KafkaResult<TopicPartitionList> {
-    let mut list = TopicPartitionList::new();
-    for (topic, number, commit) in commits {
-        add_commit(&mut list, topic, number, &commit.map)?;
-    }
-    Ok(list)
 }

@@ -451,4 +451,6 @@ impl<R> Tracker<R> {
 }
 
 #[cfg(test)]
+mod naive;
+#[cfg(test)]
 mod tests;

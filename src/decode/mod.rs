@@ -80,6 +80,21 @@ pub enum Decoded {
 }
 
 impl RouteDecoder {
+    /// The first route, with the config's defaults for all else.
+    pub fn new(model: ModelId, reply_topic: impl Into<String>) -> Self {
+        Self {
+            route: 0,
+            model: Some(model),
+            reply_topics_allowed: Vec::new(),
+            reply_topic: reply_topic.into(),
+            deadline_from: DeadlineFrom::Arrival,
+            record_bytes_max: 1 << 20,
+            compacted: false,
+            keep_original: false,
+            retries: 0,
+        }
+    }
+
     /// Reads a message and pushes its request on the chunk.
     pub fn decode(&self, message: &Message<'_>, received: Received, catalog: &Catalog, chunk: &mut Chunk) -> Decoded {
         if message.payload.is_none() && self.compacted {

@@ -40,14 +40,9 @@ fn catalog() -> Catalog {
 fn route() -> RouteDecoder {
     RouteDecoder {
         route: 7,
-        model: Some(PEOPLE),
         reply_topics_allowed: vec![TopicPattern::new("replies-*").unwrap()],
-        reply_topic: "scores".to_owned(),
-        deadline_from: DeadlineFrom::Arrival,
-        record_bytes_max: 1 << 20,
-        compacted: false,
-        keep_original: false,
         retries: 2,
+        ..RouteDecoder::new(PEOPLE, "scores")
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::DeadlineFrom;
 use crate::decode::{Received, RequestId, RouteDecoder};
 use crate::model::{
     Catalog, LoadedModel, Model, ModelEntry, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
@@ -55,17 +54,7 @@ fn tickets(bodies: &[&str]) -> Vec<Ticket> {
     let mut chunk = Chunk::default();
     let received = Received { arrived: crate::clock::now(), unix_ms: 0 };
     for (route, body) in (0..).zip(bodies) {
-        let route = RouteDecoder {
-            route,
-            model: Some(ModelId(0)),
-            reply_topics_allowed: Vec::new(),
-            reply_topic: "scores".to_owned(),
-            deadline_from: DeadlineFrom::Arrival,
-            record_bytes_max: 1 << 20,
-            compacted: false,
-            keep_original: false,
-            retries: 0,
-        };
+        let route = RouteDecoder { route, ..RouteDecoder::new(ModelId(0), "scores") };
         let message = Message {
             topic: "t",
             partition_number: 0,

@@ -25,6 +25,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use rdkafka::TopicPartitionList;
+use rdkafka::error::KafkaResult;
 use rdkafka::message::{Header, OwnedHeaders};
 
 use self::address::TopicFacts;
@@ -32,7 +34,7 @@ use super::inbox::{Event, Inbox};
 use super::producer::{Outgoing, ReplyProducer, TransactionError};
 use crate::admin::Health;
 use crate::client::topics::TopicSettings;
-use crate::client::{BrokerWatch, ClientSettings, GroupMember};
+use crate::client::{BrokerWatch, ClientSettings, GroupMember, positions};
 use crate::clock::Stop;
 use crate::commit::{Commit, Finish, LIMIT, Tracker};
 use crate::config::{DeadLetter, Delivery, Kafka, Ordering, ReplyMetadata};
@@ -162,6 +164,9 @@ struct Leaving {
     partitions: Vec<PartitionId>,
     done: Sender<()>,
 }
+
+/// What is taken of each partition, with what its commit says.
+type Take = Vec<(PartitionId, Commit)>;
 
 struct Committer {
     sink: KafkaSink,
@@ -326,8 +331,31 @@ impl Committer {
         }
     }
 
+    /// A reply that was not committed yet.
+    fn pending(&self, id: PartitionId, offset: i64) -> Option<&Pending> {
+        self.partitions.get(&id)?.tracker.reply(offset)
+    }
+
+    /// What was on its way is not.
+    fn untake(&mut self) {
+        for partition in self.partitions.values_mut() {
+            partition.tracker.untake();
+        }
+    }
+
+    /// Commits as the broker takes them. A partition that was let go meanwhile has none.
+    fn positions_of(&self, commits: &Take) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for (id, commit) in commits {
+            if let Some(Partition { topic, number, .. }) = self.partitions.get(id) {
+                positions::add_commit(&mut list, topic, *number, &commit.map)?;
+            }
+        }
+        Ok(list)
+    }
+
     /// The broker has these commits.
-    fn commit(&mut self, commits: &[(PartitionId, Commit)]) {
+    fn commit(&mut self, commits: &Take) {
         let mut records = 0;
         for (id, commit) in commits {
             if let Some(partition) = self.partitions.get_mut(id) {
@@ -341,7 +369,7 @@ impl Committer {
     }
 
     /// Commits of partitions that were read to their end, past what is no record.
-    fn take_idle(&mut self) -> Vec<(PartitionId, Commit)> {
+    fn take_idle(&mut self) -> Take {
         let idle = self.partitions.iter_mut().filter_map(|(id, partition)| {
             let commit = partition.tracker.idle_commit(partition.idle.take()?)?;
             Some((*id, commit))

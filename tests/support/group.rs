@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use forebay::clock;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::NewPartitions;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::producer::{DefaultProducerContext, Producer as _, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{BOUND, Kafka, Record, until};
+use super::{BOUND, Kafka, Record, done, until};
 
 impl Kafka {
     /// The group's committed offsets of a topic and what is written beside them, by partition.
@@ -43,21 +42,17 @@ impl Kafka {
 
     /// Removes the records of a partition before this offset.
     pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let (admin, options) = self.admin();
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
-        let options = AdminOptions::new().operation_timeout(Some(BOUND));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let deleted = runtime.block_on(admin.delete_records(&list, &options)).unwrap();
+        let deleted = done(admin.delete_records(&list, &options)).unwrap();
         deleted.elements().iter().for_each(|element| element.error().unwrap());
     }
 
     /// Makes a topic one of `count` partitions.
     pub fn grow(&self, topic: &str, count: usize) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
-        let options = AdminOptions::new().operation_timeout(Some(BOUND));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let grown = runtime.block_on(admin.create_partitions(&[NewPartitions::new(topic, count)], &options)).unwrap();
+        let (admin, options) = self.admin();
+        let grown = done(admin.create_partitions(&[NewPartitions::new(topic, count)], &options)).unwrap();
         for topic in grown {
             topic.unwrap();
         }
@@ -65,10 +60,8 @@ impl Kafka {
 
     /// Deletes a topic.
     pub fn delete(&self, topic: &str) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
-        let options = AdminOptions::new().operation_timeout(Some(BOUND));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let deleted = runtime.block_on(admin.delete_topics(&[topic], &options)).unwrap();
+        let (admin, options) = self.admin();
+        let deleted = done(admin.delete_topics(&[topic], &options)).unwrap();
         for topic in deleted {
             topic.unwrap();
         }

@@ -38,6 +38,11 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits for an answer of an admin client.
+fn done<T>(answer: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(answer)
+}
+
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -99,17 +104,20 @@ impl Kafka {
         self.create_with(topics, partitions, &[]);
     }
 
+    /// A client for topics, and how long it may take.
+    fn admin(&self) -> (AdminClient<DefaultClientContext>, AdminOptions) {
+        (self.client().create().unwrap(), AdminOptions::new().operation_timeout(Some(BOUND)))
+    }
+
     /// Creates topics with settings of their own.
     pub fn create_with(&self, topics: &[&str], partitions: i32, settings: &[(&str, &str)]) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let (admin, options) = self.admin();
         let new = |name| {
             let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
             settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
         };
         let new: Vec<_> = topics.iter().map(|name| new(name)).collect();
-        let options = AdminOptions::new().operation_timeout(Some(BOUND));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        for created in runtime.block_on(admin.create_topics(&new, &options)).unwrap() {
+        for created in done(admin.create_topics(&new, &options)).unwrap() {
             created.unwrap();
         }
     }

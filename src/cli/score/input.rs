@@ -9,7 +9,6 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
 use crate::cli::Usage;
-use crate::config::DeadlineFrom;
 use crate::decode::RouteDecoder;
 use crate::model::ModelEntry;
 use crate::record::ModelId;
@@ -143,15 +142,5 @@ pub(in crate::cli) fn source(
 
 /// How the worker reads a route's records, for lines.
 pub(in crate::cli) fn route_decoder(model: ModelId) -> RouteDecoder {
-    RouteDecoder {
-        route: 0,
-        model: Some(model),
-        reply_topics_allowed: Vec::new(),
-        reply_topic: String::new(),
-        deadline_from: DeadlineFrom::Arrival,
-        record_bytes_max: PAYLOAD_BYTES_MAX,
-        compacted: false,
-        keep_original: false,
-        retries: 0,
-    }
+    RouteDecoder { record_bytes_max: PAYLOAD_BYTES_MAX, ..RouteDecoder::new(model, "") }
 }

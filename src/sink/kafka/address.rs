@@ -4,8 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::producer::{ReplyProducer, TransactionError};
-use super::transaction::Take;
-use super::{CALL_BOUND, Committer, Pending};
+use super::{CALL_BOUND, Committer, Pending, Take};
 use crate::clock;
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 
@@ -63,7 +62,7 @@ impl Committer {
         id: PartitionId,
         offset: i64,
     ) -> Result<bool, TransactionError> {
-        let Some(pending) = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset)) else {
+        let Some(pending) = self.pending(id, offset) else {
             return Ok(false);
         };
         if !self.is_worth_a_look(pending) {

@@ -13,10 +13,10 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use super::super::inbox::{Event, Inbox};
 use super::super::producer::{ReplyProducer, TransactionError, is_definite};
 use super::refused::{REFUSED_PAUSE, Refused};
-use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError};
-use crate::client::{BATCH_BYTES, GroupMember, positions};
+use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError, Take};
+use crate::client::{BATCH_BYTES, GroupMember};
 use crate::clock;
-use crate::commit::{Budget, Commit};
+use crate::commit::Budget;
 use crate::record::PartitionId;
 
 /// The least time between two looks at the delivery reports, but for those that come with other events.
@@ -31,7 +31,7 @@ struct Sending {
     /// The route's own topic refuses replies until then.
     paused_until: Option<Instant>,
     /// What is being committed.
-    commits: Option<Vec<(PartitionId, Commit)>>,
+    commits: Option<Take>,
     last_commit: Option<Instant>,
 }
 
@@ -236,19 +236,19 @@ impl Committer {
         if self.bytes_max < batch_bytes {
             return Err(TransactionError::Connection("a topic takes smaller batches".to_owned()));
         }
-        let pending = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset));
-        let Some(letter) = pending.map(|pending| pending.letter) else { return Ok(()) };
+        let Some((dropped, letter)) = self.pending(id, offset).map(|pending| (pending.dropped, pending.letter)) else {
+            return Ok(());
+        };
+        let waits = u8::from(!dropped) + u8::from(letter);
         if letter {
             self.look_up_letter_topics(producer)?;
-        }
-        let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
-        let Some(pending) = partition.tracker.reply(offset) else { return Ok(()) };
-        let waits = u8::from(!pending.dropped) + u8::from(letter);
-        if waits == 0 {
-            partition.tracker.answered(offset);
+        } else if dropped {
+            if let Some(partition) = self.partitions.get_mut(&id) {
+                partition.tracker.answered(offset);
+            }
             return Ok(());
         }
-        let Some(pending) = self.partitions[&id].tracker.reply(offset) else { return Ok(()) };
+        let Some(pending) = self.pending(id, offset) else { return Ok(()) };
         let index = sending.push(id, offset, waits);
         match self.send(producer, pending, index) {
             Ok(()) => Ok(()),
@@ -286,9 +286,7 @@ impl Committer {
         drop(producer);
         sending.first += sending.entries.len();
         sending.entries.clear();
-        for partition in self.partitions.values_mut() {
-            partition.tracker.untake();
-        }
+        self.untake();
         self.new_producer(true)
     }
 
@@ -314,7 +312,8 @@ impl Committer {
         if commits.is_empty() || self.sink.inbox.losses() != self.losses {
             return Ok(false);
         }
-        thread.commit(self.list(&commits)?);
+        let positions = self.positions_of(&commits).map_err(|error| SinkError::Fatal(error.to_string()))?;
+        thread.commit(positions);
         sending.commits = Some(commits);
         Ok(true)
     }
@@ -348,20 +347,12 @@ impl Committer {
         }
     }
 
-    fn answered(&mut self) -> Vec<(PartitionId, Commit)> {
+    fn answered(&mut self) -> Take {
         let mut commits = self.take_idle();
         for (id, partition) in &self.partitions {
             commits.extend(partition.tracker.answered_commit(self.chars_max).map(|commit| (*id, commit)));
         }
         commits
-    }
-
-    fn list(&self, commits: &[(PartitionId, Commit)]) -> Result<TopicPartitionList, SinkError> {
-        let commits = commits.iter().filter_map(|(id, commit)| {
-            let partition = self.partitions.get(id)?;
-            Some((partition.topic.as_str(), partition.number, commit))
-        });
-        positions::commits(commits).map_err(|error| SinkError::Fatal(error.to_string()))
     }
 
     /// Partitions leave: what is on its way arrives, and is committed.

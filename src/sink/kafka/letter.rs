@@ -4,8 +4,7 @@
 use rdkafka::message::{Header, OwnedHeaders};
 
 use super::super::producer::{Outgoing, ReplyProducer, TransactionError};
-use super::transaction::Take;
-use super::{Committer, Pending, ReplyRoute};
+use super::{Committer, Pending, ReplyRoute, Take};
 use crate::record::{ErrorCode, Original, Reject, Reply, Ticket};
 
 /// Whether a reply's record is a dead letter: its route has a place for them, and the record itself is at fault. One

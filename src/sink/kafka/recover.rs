@@ -8,8 +8,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::super::producer::{ReplyProducer, TransactionError};
 use super::address::TopicFacts;
-use super::transaction::Take;
-use super::{CALL_BOUND, Committer, IDLE, Partition, SinkError};
+use super::{CALL_BOUND, Committer, IDLE, Partition, SinkError, Take};
 use crate::client::TRANSACTION_TIMEOUT;
 use crate::clock;
 use crate::commit::{OffsetMap, Reading};

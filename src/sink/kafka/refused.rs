@@ -6,8 +6,7 @@ use std::time::Duration;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::super::producer::Refusal;
-use super::transaction::Take;
-use super::{Committer, Pending, letter};
+use super::{Committer, Pending, Take, letter};
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 
 /// How long a route whose own topic refuses replies is left alone.
@@ -67,7 +66,7 @@ impl Committer {
 
     /// One reply, or its dead letter, was refused for good.
     pub(super) fn refuse(&mut self, id: PartitionId, offset: i64, is_letter: bool, code: RDKafkaErrorCode) -> Refused {
-        let at_route = self.partitions.get(&id).and_then(|partition| partition.tracker.reply(offset));
+        let at_route = self.pending(id, offset);
         let at_route = at_route.is_some_and(|pending| is_letter || matches!(pending.address(), ReplyAddress::Route));
         let is_size = matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge);
         if at_route && !is_size && code != RDKafkaErrorCode::InvalidRecord {

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::super::producer::{ReplyProducer, TransactionError};
-use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError};
-use crate::client::{BATCH_BYTES, positions};
+use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError, Take};
+use crate::client::BATCH_BYTES;
 use crate::clock;
-use crate::commit::{Budget, Commit, LIMIT};
+use crate::commit::{Budget, LIMIT};
 use crate::record::PartitionId;
 
 /// Fewer records than this, right after another transaction, are flushed before the commit: 13 slow cycles in 1,000
@@ -19,9 +19,6 @@ const REST: Duration = Duration::from_millis(4);
 const BACK_TO_BACK: Duration = Duration::from_millis(3);
 /// Characters of offset maps in one transaction: past 512 kB the broker answers an unknown error, for ever.
 const CHARS_A_TRANSACTION: usize = 384 * 1024;
-
-/// What a transaction takes: of each partition what it sends, and what it commits.
-pub(super) type Take = Vec<(PartitionId, Commit)>;
 
 impl Committer {
     pub(super) fn run_transactions(&mut self) -> Result<usize, SinkError> {
@@ -127,12 +124,6 @@ impl Committer {
         self.recycle()
     }
 
-    fn untake(&mut self) {
-        for partition in self.partitions.values_mut() {
-            partition.tracker.untake();
-        }
-    }
-
     fn try_transact(&self, producer: &ReplyProducer, take: &Take, back_to_back: bool) -> Result<(), TransactionError> {
         fail::fail_point!("sink::begin");
         let start = clock::now();
@@ -143,11 +134,7 @@ impl Committer {
         if self.sink.inbox.losses() != self.losses {
             return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
         }
-        let commits = take.iter().map(|(id, commit)| {
-            let partition = &self.partitions[id];
-            (partition.topic.as_str(), partition.number, commit)
-        });
-        let list = positions::commits(commits).map_err(|error| TransactionError::Failed(error.to_string()))?;
+        let list = self.positions_of(take).map_err(|error| TransactionError::Failed(error.to_string()))?;
         // After a pause the replies are on their way while the positions are sent. Right after another transaction the
         // broker answers "concurrent transactions" to what comes first, which librdkafka asks again after
         // retry.backoff.ms for positions, but after 20 ms for replies: then positions go first.

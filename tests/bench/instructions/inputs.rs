@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use forebay::clock;
-use forebay::config::DeadlineFrom;
 use forebay::decode::{Decoded, Received, RouteDecoder};
 use forebay::model::{self, Backend, Catalog, Model, ModelBytes, ModelEntry, ModelSchema, ModelType, RowType};
 use forebay::record::{Chunk, Message, ModelId, PartitionId, Position, Priority};
@@ -91,17 +90,7 @@ pub(crate) struct Front {
 impl Front {
     /// For the model in slot 0 of a catalog.
     pub(crate) fn new(catalog: Arc<Catalog>) -> Self {
-        let decoder = RouteDecoder {
-            route: 0,
-            model: Some(ModelId(0)),
-            reply_topics_allowed: Vec::new(),
-            reply_topic: "scores".to_owned(),
-            deadline_from: DeadlineFrom::Arrival,
-            record_bytes_max: 1 << 20,
-            compacted: false,
-            keep_original: false,
-            retries: 0,
-        };
+        let decoder = RouteDecoder::new(ModelId(0), "scores");
         let received = Received { arrived: clock::now(), unix_ms: clock::unix_ms() };
         Self { decoder, catalog, received }
     }

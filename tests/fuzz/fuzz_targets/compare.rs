@@ -7,7 +7,6 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use forebay::clock;
-use forebay::config::DeadlineFrom;
 use forebay::decode::{Received, RouteDecoder};
 use forebay::model::{Catalog, ModelEntry, ModelSchema, ModelType, RowType};
 use forebay::record::{Chunk, Message, ModelId, PartitionId, Position, Priority};
@@ -43,17 +42,7 @@ fn decode(payload: &[u8]) -> Outcome {
     let list = payload.split(|byte| *byte == b'[').nth(1).and_then(|list| list.split(|byte| *byte == b']').next());
     let cells = 1 + list.unwrap_or_default().iter().filter(|byte| **byte == b',').count();
     let model = ModelId(u32::try_from(cells.min(WIDTHS - 1)).unwrap_or(0));
-    let route = RouteDecoder {
-        route: 0,
-        model: Some(model),
-        reply_topics_allowed: Vec::new(),
-        reply_topic: "scores".to_owned(),
-        deadline_from: DeadlineFrom::Arrival,
-        record_bytes_max: 1 << 20,
-        compacted: false,
-        keep_original: false,
-        retries: 0,
-    };
+    let route = RouteDecoder::new(model, "scores");
     let message = Message {
         topic: "features",
         partition_number: 3,
