@@ -17,12 +17,10 @@ use super::client::{ClientValue, refusal};
 use super::cross;
 use super::error::Problem;
 use super::places::{Places, join};
-use super::raw::{
-    BytesText, DurationText, PinMode, RawBatch, RawClientValue, RawConfig, RawEngine, RawKafka, RawModel, RawPin,
-    RawRoute,
-};
+use super::raw::{RawBatch, RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
+use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::wants::listed;
 use super::{Admin, Batch, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
 use crate::placement::Pin;

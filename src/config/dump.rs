@@ -4,12 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::raw::{
-    BytesText, DurationText, PinMode, RawAdmin, RawBatch, RawClientValue, RawConfig, RawEngine, RawKafka, RawLog,
-    RawModel, RawPin, RawRoute,
-};
+use super::raw::{RawAdmin, RawBatch, RawConfig, RawEngine, RawKafka, RawLog, RawModel, RawRoute};
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
+use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::{Batch, Config, Engine, Journal, Kafka, Model, Route};
 use crate::placement::Pin;
 

@@ -23,6 +23,7 @@ mod shape;
 mod substitute;
 mod topic;
 mod units;
+mod values;
 mod wants;
 
 use std::collections::BTreeMap;
@@ -39,12 +40,13 @@ use crate::record::Priority;
 pub use client::ClientValue;
 pub use dump::dump;
 pub use error::{ConfigError, Problem};
-pub use raw::{
-    DeadlineFrom, Delivery, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance, ReplyMetadata,
-    StartPosition, schema,
-};
+pub use raw::schema;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
+pub use values::{
+    DeadlineFrom, Delivery, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance, ReplyMetadata,
+    StartPosition,
+};
 
 /// A whole worker.toml, validated.
 #[derive(Clone, Debug, PartialEq)]
