@@ -3,7 +3,7 @@
 
 mod door;
 
-use std::num::{NonZeroU8, NonZeroU32};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,11 +14,13 @@ use parking_lot::Mutex;
 
 use self::door::Door;
 pub use self::door::PendingPrediction;
-use crate::batch::BatchPolicy;
+use crate::batch::{BatchPolicy, LevelPolicy, Levels};
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
 use crate::model::validate::Validation;
-use crate::model::{self, Backend, Catalog, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType};
+use crate::model::{
+    self, Backend, Catalog, LevelTimeout, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType,
+};
 use crate::placement::{Pin, Plan};
 use crate::record::{
     Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, Work,
@@ -73,12 +75,10 @@ pub struct ModelSpec {
     pub backend: Backend,
     /// The SHA-256 that the file must have.
     pub sha256: Option<[u8; 32]>,
-    /// When batches are formed.
+    /// When batches are formed, and how long requests may wait.
     pub batch: BatchPolicy,
     /// The level of a request that names none.
     pub priority_default: Priority,
-    /// How long a request may wait unless it asks for less; `None`: for ever.
-    pub timeout: Option<Duration>,
 }
 
 /// One request at the library's door.
@@ -217,6 +217,9 @@ impl InferenceEngine {
         let path = path.as_ref();
         let name = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let batch_size_max = if self.config.enable_batching { self.config.max_batch_size } else { NonZeroU32::MIN };
+        let queue_depth_max = self.config.max_concurrent_requests;
+        let default = BatchPolicy::default();
+        let level = LevelPolicy { queue_depth_max, ..LevelPolicy::default() };
         self.load_spec(&ModelSpec {
             name,
             path: path.to_owned(),
@@ -226,11 +229,10 @@ impl InferenceEngine {
             batch: BatchPolicy {
                 batch_size_max,
                 queue_delay_max: self.config.queue_delay_max,
-                priority_levels: NonZeroU8::MIN.saturating_add(2),
-                queue_depth_max: self.config.max_concurrent_requests,
+                levels: Levels::uniform(default.levels.count(), level),
+                ..default
             },
             priority_default: Priority::new(2).expect("2 is not 0"),
-            timeout: None,
         })
     }
 
@@ -271,20 +273,16 @@ impl InferenceEngine {
             None => (ModelId(u32::try_from(policies.len()).expect("few models")), 1),
         };
         let loaded = LoadedModel::new(&spec.name, version, sha256, model, self.score_threads)?;
-        let entry = ModelEntry::new(
-            id,
-            &spec.name,
-            loaded.schema(),
-            spec.batch.priority_levels.get(),
-            spec.priority_default,
-            spec.timeout,
-        );
+        let levels = spec.batch.levels.iter();
+        let timeouts =
+            levels.map(|level| LevelTimeout { timeout: level.timeout, fixed: !level.allow_timeout_override });
+        let entry = ModelEntry::new(id, &spec.name, loaded.schema(), timeouts.collect(), spec.priority_default);
         if let Some(file) = self.config.journal.as_ref().filter(|_| loaded.runs_native_code()) {
             self.scheduler.open_journal(file, self.score_threads);
         }
-        self.scheduler.put_model(id, Arc::new(loaded), spec.batch);
+        self.scheduler.put_model(id, Arc::new(loaded), &spec.batch, self.score_threads);
         if version == 1 {
-            policies.push(spec.batch);
+            policies.push(spec.batch.clone());
         }
         catalog.put(entry);
         self.catalog.store(Arc::new(catalog));
@@ -437,8 +435,8 @@ impl InferenceEngine {
             return Err(Reject::bad_request(format!("features[{place}]: infinite; a missing value is NaN")).into());
         }
         let priority = request.priority.unwrap_or(entry.priority_default);
-        if priority.get() > entry.priority_levels {
-            let (got, levels) = (priority.get(), entry.priority_levels);
+        if priority.get() > entry.priority_levels() {
+            let (got, levels) = (priority.get(), entry.priority_levels());
             return Err(Reject::bad_request(format!("priority: got {got}, wants 1 to {levels}")).into());
         }
         if request.retries > Work::RETRIES_MAX {
@@ -446,7 +444,8 @@ impl InferenceEngine {
             return Err(Reject::bad_request(format!("retries: got {got}, wants 0 to {most}")).into());
         }
         let arrived = clock::now();
-        let timeout = request.timeout.into_iter().chain(entry.timeout).min();
+        let own = entry.timeout(priority);
+        let timeout = request.timeout.map_or(own.timeout, |asked| own.shortened_to(asked));
         let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
 
         let mut chunk = Chunk::default();

@@ -22,7 +22,6 @@ use parking_lot::Mutex;
 
 use self::hands::{PartitionKeys, ShardGroup, ShardReturns};
 use crate::admin::{self, Health};
-use crate::batch::BatchPolicy;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember, check_settings};
 use crate::clock::{self, Stop};
 use crate::config::{self, Config, Model};
@@ -232,7 +231,7 @@ impl Failure {
 }
 
 fn engine_config(config: &Config) -> InferenceEngineConfig {
-    let largest = config.models.iter().map(|model| model.batch.batch_size_max.get()).max().unwrap_or(1);
+    let largest = config.models.iter().map(|model| model.batch.policy.batch_size_max.get()).max().unwrap_or(1);
     let journal = match &config.engine.journal {
         config::Journal::Off => None,
         config::Journal::Auto => Some(JournalFile::auto(&config.kafka.group, &config.instance, largest)),
@@ -258,14 +257,8 @@ fn spec(model: &Model) -> ModelSpec {
         },
         backend: Backend::new(model.compile_model),
         sha256: model.sha256,
-        batch: BatchPolicy {
-            batch_size_max: model.batch.batch_size_max,
-            queue_delay_max: model.batch.queue_delay_max,
-            priority_levels: model.batch.priority_levels,
-            queue_depth_max: model.batch.queue_depth_max,
-        },
+        batch: model.batch.policy.clone(),
         priority_default: model.batch.priority_default,
-        timeout: model.batch.timeout,
     }
 }
 

@@ -17,13 +17,14 @@ mod failpoints;
 mod journal;
 mod matrix;
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry, back_off};
+use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry, QueueFull, back_off};
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics};
 use crate::model::LoadedModel;
@@ -161,14 +162,15 @@ impl Scheduler {
     }
 
     /// Puts a model in the slot of that id: a new slot, or a new version of the old one.
-    pub(crate) fn put_model(&self, id: ModelId, model: Arc<LoadedModel>, policy: BatchPolicy) {
+    pub(crate) fn put_model(&self, id: ModelId, model: Arc<LoadedModel>, policy: &BatchPolicy, threads: usize) {
         let slot = id.0 as usize;
         let mut models = self.models.write();
         if slot < models.len() {
             models[slot] = model;
         } else {
             models.push(model);
-            self.state.lock().lanes.push(DynamicBatcher::new(policy));
+            let threads = u32::try_from(threads).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
+            self.state.lock().lanes.push(DynamicBatcher::new(policy.clone()).for_threads(threads));
         }
     }
 
@@ -183,9 +185,11 @@ impl Scheduler {
     }
 
     /// Queues the readable requests of a chunk from index `from` on, and returns the index of the first that found its
-    /// level full (the chunk's length when all were taken). Rejected requests are passed over: they are the submitter's.
+    /// level full and waits for room (the chunk's length when there was none). Where the level's policy is to reject what
+    /// finds it full, the submitter gets it back at once. Rejected requests are passed over: they are the submitter's.
     pub(crate) fn submit(&self, submitter: SubmitterId, chunk: &Arc<Chunk>, from: usize) -> Result<usize, Closed> {
         let mut earliest: Option<Instant> = None;
+        let mut full = Vec::new();
         let mut index = from;
         let mut state = self.state.lock();
         if !state.open {
@@ -202,10 +206,14 @@ impl Scheduler {
                     arrived: request.arrived,
                     deadline: work.deadline,
                 };
-                if state.lanes[work.model.0 as usize].enqueue(entry).is_err() {
-                    break;
+                let lane = &mut state.lanes[work.model.0 as usize];
+                match lane.enqueue(entry) {
+                    Ok(()) => earliest = earliest.into_iter().chain(work.deadline).min(),
+                    Err(entry) => match lane.policy().levels.of(work.priority).queue_full {
+                        QueueFull::Pause => break,
+                        QueueFull::Reject => full.push(entry),
+                    },
                 }
-                earliest = earliest.into_iter().chain(work.deadline).min();
             }
             index += 1;
         }
@@ -215,6 +223,9 @@ impl Scheduler {
         }
         if earliest.is_some_and(|new| earliest_before.is_none_or(|old| new < old)) {
             self.deadlines.notify_one();
+        }
+        if !full.is_empty() {
+            self.reject(full, queue_full);
         }
         Ok(index)
     }
@@ -227,18 +238,23 @@ impl Scheduler {
     fn run_score(&self, thread: usize) {
         let mut batch = Vec::new();
         let mut expired = Vec::new();
+        let mut last = None;
         loop {
-            match self.next(&mut batch, &mut expired) {
-                Next::Batch(model) => self.take_turn(thread, model, std::mem::take(&mut batch)),
+            match self.next(last.take(), &mut batch, &mut expired) {
+                Next::Batch(model) => last = self.take_turn(thread, model, std::mem::take(&mut batch)),
                 Next::Expired => self.reject_expired(std::mem::take(&mut expired)),
                 Next::Closed => return,
             }
         }
     }
 
-    /// Waits for something to do.
-    fn next(&self, batch: &mut Vec<Entry<Queued>>, expired: &mut Vec<Entry<Queued>>) -> Next {
+    /// Waits for something to do. `last` is what the thread did before: the batcher learns from it.
+    fn next(&self, last: Option<Served>, batch: &mut Vec<Entry<Queued>>, expired: &mut Vec<Entry<Queued>>) -> Next {
         let mut state = self.state.lock();
+        if let Some(Served { model, started, rows }) = last {
+            let now = clock::now();
+            state.lanes[model.0 as usize].scored(now, rows, now.saturating_duration_since(started));
+        }
         loop {
             let now = clock::now();
             state.expire(now, expired);
@@ -307,13 +323,16 @@ impl Scheduler {
         self.hand_back(entries, scored, std::time::Duration::ZERO);
     }
 
-    fn take_turn(&self, thread: usize, id: ModelId, batch: Vec<Entry<Queued>>) {
+    fn take_turn(&self, thread: usize, id: ModelId, batch: Vec<Entry<Queued>>) -> Option<Served> {
         let model = self.model(id).expect("a lane exists only beside its model");
         let journal = self.journal().filter(|_| model.runs_native_code());
         let turn = Turn { thread, id, model: &model, journal, suspect: false };
         match journal.filter(|journal| journal.has_suspects()) {
-            Some(journal) => self.score_around_suspects(turn, journal, batch),
-            None => self.score(turn, batch),
+            Some(journal) => {
+                self.score_around_suspects(turn, journal, batch);
+                None
+            }
+            None => Some(self.score(turn, batch)),
         }
     }
 
@@ -354,7 +373,7 @@ impl Scheduler {
         }
     }
 
-    fn score(&self, turn: Turn<'_>, mut batch: Vec<Entry<Queued>>) {
+    fn score(&self, turn: Turn<'_>, mut batch: Vec<Entry<Queued>>) -> Served {
         let started = clock::now();
         let Turn { thread, id, model, journal, suspect } = turn;
         let (width, outputs) = (model.schema().width(), model.schema().outputs);
@@ -391,6 +410,7 @@ impl Scheduler {
         self.put_back(id, &mut batch, &mut outcomes, again);
         let scored = Scored { outcomes, scores, outputs, model: Some(Arc::clone(model)), batch_size, started };
         self.hand_back(batch, scored, inference);
+        Served { model: id, started, rows: u64::from(batch_size) }
     }
 
     /// Takes the requests at the places `again` out of the batch and puts them back in their queue, each until its
@@ -489,6 +509,14 @@ impl Names {
     }
 }
 
+/// A batch that a thread was busy with from `started` on, as its batcher wants to know it.
+#[derive(Clone, Copy)]
+struct Served {
+    model: ModelId,
+    started: Instant,
+    rows: u64,
+}
+
 /// A batch's requests of one submitter.
 struct Share {
     submitter: SubmitterId,
@@ -504,6 +532,11 @@ struct Scored {
     model: Option<Arc<LoadedModel>>,
     batch_size: u32,
     started: Instant,
+}
+
+fn queue_full(entry: &Entry<Queued>) -> Reject {
+    let level = entry.priority.get();
+    Reject::new(ErrorCode::QueueFull, format!("as many requests of priority {level} wait as may; send it again later"))
 }
 
 fn deadline_exceeded(entry: &Entry<Queued>, now: Instant) -> Reject {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use forebay::batch::BatchPolicy;
+use forebay::batch::{BatchPolicy, LevelPolicy, Levels};
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec, PredictError, PredictionRequest};
 use forebay::model::{Backend, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use forebay::placement::Pin;
@@ -188,12 +188,13 @@ fn gated(batch_size_max: u32) -> Gated {
         sha256: None,
         batch: BatchPolicy {
             batch_size_max: NonZeroU32::new(batch_size_max).unwrap(),
-            queue_delay_max: Duration::ZERO,
-            priority_levels: 3.try_into().unwrap(),
-            queue_depth_max: NonZeroU32::new(100).unwrap(),
+            levels: Levels::uniform(
+                3.try_into().unwrap(),
+                LevelPolicy { queue_depth_max: NonZeroU32::new(100).unwrap(), ..LevelPolicy::default() },
+            ),
+            ..BatchPolicy::default()
         },
         priority_default: Priority::new(2).unwrap(),
-        timeout: None,
     };
     engine.add_model(&spec, &gate, "").unwrap();
     Gated { engine, started, end }

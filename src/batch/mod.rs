@@ -7,23 +7,31 @@
 //! Invariants:
 //! 1. An entry leaves exactly once: in a batch ([`DynamicBatcher::poll`]), expired ([`DynamicBatcher::expire`]) or
 //!    drained ([`DynamicBatcher::drain`]).
-//! 2. No entry leaves in a batch before one of a higher level, or an earlier one of its own level, that was waiting.
+//! 2. No entry leaves in a batch before one of a higher level, or an earlier one of its own level, that was waiting;
+//!    those that have aged aside ([`BatchPolicy::priority_aging`]), and of those the one leaves first that aged first.
 //!    One that was put back ([`DynamicBatcher::put_back`]) waits in its level from the end of its delay on.
 //! 3. A batch has at most `batch_size_max` rows, unless it is one entry that alone has more. The rows of one entry
 //!    are never split.
-//! 4. A batch never holds an entry whose deadline has passed.
+//! 4. A batch never holds an entry whose deadline has passed, but where the level's policy is to delay such entries.
+//! 5. No level starves. Let an entry have aged, and let the entries that aged before it and still wait, with the one that
+//!    left last for that reason, have k rows: it leaves before [`AGED_SHARE`] x (k + 1) rows and two batches more have
+//!    left, however many come in the levels above.
 
 mod buffer;
 mod delayed;
 #[cfg(test)]
 mod naive;
+mod policy;
 mod queue;
+mod service;
 
-use std::num::{NonZeroU8, NonZeroU32};
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 pub use buffer::{Element, MemoryPool, PoolStats, PooledBuffer};
+pub use policy::{AGED_SHARE, BatchPolicy, LevelPolicy, Levels, QueueDelay, QueueFull, TimeoutAction};
 pub use queue::Entry;
+pub use service::ServiceTime;
 
 use delayed::Delayed;
 use queue::Queue;
@@ -35,19 +43,6 @@ const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 #[must_use]
 pub fn back_off(tries: u8) -> Duration {
     BACK_OFF_FIRST.saturating_mul(2_u32.saturating_pow(u32::from(tries.saturating_sub(1))))
-}
-
-/// How entries are gathered into batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchPolicy {
-    /// The most rows in a batch of more than one entry. From 1.
-    pub batch_size_max: NonZeroU32,
-    /// How long the oldest entry may wait for company. Zero: an idle score thread takes whatever there is.
-    pub queue_delay_max: Duration,
-    /// Levels from 1, the highest, to this one. 1 to 255.
-    pub priority_levels: NonZeroU8,
-    /// The most entries that wait in one level; past it [`DynamicBatcher::enqueue`] gives entries back. From 1.
-    pub queue_depth_max: NonZeroU32,
 }
 
 /// What the batcher answers to a score thread that asks for work.
@@ -71,6 +66,8 @@ pub struct BatcherStats {
     pub avg_batch_size: f64,
     /// Entries that left because their deadline passed while they waited.
     pub expired: u64,
+    /// Entries that went behind their level because their deadline passed.
+    pub late: u64,
     /// Entries given back because their level was full.
     pub refused: u64,
     /// Entries waiting now.
@@ -81,6 +78,8 @@ pub struct BatcherStats {
     pub waiting_rows: u64,
     /// Entries waiting now in each level, level 1 first, the delayed ones aside.
     pub depth: Vec<usize>,
+    /// When the oldest of them arrived, as far as the heads of each level tell.
+    pub oldest: Vec<Option<Instant>>,
 }
 
 /// Gathers entries into batches: strict priority, first in first out inside a level.
@@ -90,51 +89,76 @@ pub struct BatcherStats {
 #[derive(Debug)]
 pub struct DynamicBatcher<T> {
     policy: BatchPolicy,
+    /// Threads that take these batches.
+    threads: u32,
     queue: Queue<T>,
     delayed: Delayed<T>,
+    service: ServiceTime,
+    /// What aged entries may take: each row that leaves adds one, each row of theirs takes [`AGED_SHARE`].
+    aged_credit: i64,
     processed_batches: u64,
     processed_rows: u64,
     expired: u64,
+    late: u64,
     refused: u64,
 }
 
 impl<T> DynamicBatcher<T> {
-    /// An empty batcher.
+    /// An empty batcher, whose batches one thread takes.
     #[must_use]
     pub fn new(policy: BatchPolicy) -> Self {
-        let depth_max = usize::try_from(policy.queue_depth_max.get()).unwrap_or(usize::MAX);
         Self {
+            threads: 1,
+            queue: Queue::new(&policy.levels),
             policy,
-            queue: Queue::new(policy.priority_levels, depth_max),
             delayed: Delayed::new(),
+            service: ServiceTime::default(),
+            aged_credit: 0,
             processed_batches: 0,
             processed_rows: 0,
             expired: 0,
+            late: 0,
             refused: 0,
         }
+    }
+
+    /// The same for several threads: [`QueueDelay::Adaptive`] must know how many share the load.
+    #[must_use]
+    pub fn for_threads(self, threads: NonZeroU32) -> Self {
+        Self { threads: threads.get(), ..self }
+    }
+
+    /// What this batcher goes by.
+    #[must_use]
+    pub fn policy(&self) -> &BatchPolicy {
+        &self.policy
     }
 
     /// Puts an entry at the end of its level.
     ///
     /// # Errors
-    /// The entry itself, when its level is full.
+    /// The entry itself, when its level is full: [`LevelPolicy::queue_full`] says what the caller does with it.
     ///
     /// # Panics
-    /// When its priority lies outside `priority_levels`: decode rejects such a request, so none can arrive here.
+    /// When its priority lies outside the levels: decode rejects such a request, so none can arrive here.
     pub fn enqueue(&mut self, entry: Entry<T>) -> Result<(), Entry<T>> {
         self.assert_level(&entry);
         self.queue.push(entry).inspect_err(|_| self.refused += 1)
     }
 
     /// Takes an entry back that left in a batch: from `until` on it waits at the end of its level again. Until then it is
-    /// in no batch, and no other entry waits for it; its deadline holds all the while.
+    /// in no batch, and no other entry waits for it; its deadline holds all the while, or is forgotten where the level's
+    /// policy is to delay.
     ///
     /// It is never refused: it had its place before, so a level may hold more than `queue_depth_max` by as many.
     ///
     /// # Panics
     /// As [`enqueue`](Self::enqueue).
-    pub fn put_back(&mut self, entry: Entry<T>, until: Instant) {
+    pub fn put_back(&mut self, mut entry: Entry<T>, until: Instant) {
         self.assert_level(&entry);
+        if self.queue.delays(entry.priority) {
+            entry.deadline = None;
+        }
         self.delayed.push(entry, until);
     }
 
@@ -147,17 +171,17 @@ impl<T> DynamicBatcher<T> {
 
     fn assert_level(&self, entry: &Entry<T>) {
         assert!(
-            entry.priority.get() <= self.policy.priority_levels.get(),
+            entry.priority.get() <= self.policy.levels.count().get(),
             "priority {} of {} levels: decode rejects it",
             entry.priority.get(),
-            self.policy.priority_levels
+            self.policy.levels.count()
         );
     }
 
     /// Asked by an idle score thread: moves a batch into `batch`, which must be empty, or says when to ask again.
     ///
-    /// A batch is due when the policy asks for no delay, when the waiting rows fill one, when the oldest entry
-    /// ([`oldest_arrival`](Self::oldest_arrival)) has waited `queue_delay_max`, or when some entry would expire
+    /// A batch is due when the policy asks for no delay, when the waiting rows fill one or a preferred size, when the
+    /// oldest entry ([`oldest_arrival`](Self::oldest_arrival)) has waited for the delay, or when some entry would expire
     /// before that: it must not expire only because the batcher waited for company.
     ///
     /// # Panics
@@ -169,22 +193,39 @@ impl<T> DynamicBatcher<T> {
         while let Some(entry) = self.delayed.pop(Some(now)) {
             self.queue.push_again(entry);
         }
-        let wait = self.oldest_arrival().map_or(Some(Dispatch::Idle), |oldest| self.wait(now, oldest));
-        if let Some(wait) = wait {
-            return match (wait, self.delayed.next()) {
-                (Dispatch::WaitUntil(time), Some(end)) => Dispatch::WaitUntil(time.min(end)),
-                (_, Some(end)) => Dispatch::WaitUntil(end),
-                (wait, None) => wait,
-            };
+        let due = self.oldest_arrival().ok_or(Dispatch::Idle).and_then(|oldest| self.due(now, oldest));
+        match (due, self.delayed.next()) {
+            (Ok(rows_max), _) => {
+                self.fill(now, rows_max, batch);
+                Dispatch::Batch
+            }
+            (Err(Dispatch::WaitUntil(time)), Some(end)) => Dispatch::WaitUntil(time.min(end)),
+            (Err(_), Some(end)) => Dispatch::WaitUntil(end),
+            (Err(wait), None) => wait,
         }
-        self.fill(batch);
-        Dispatch::Batch
     }
 
-    /// Moves every waiting entry with `deadline <= now` to the end of `expired`, earliest deadline first.
+    /// A batch that left was scored, and took so long: what [`QueueDelay::Adaptive`] learns from.
+    pub fn scored(&mut self, now: Instant, rows: u64, took: Duration) {
+        if self.policy.queue_delay == QueueDelay::Adaptive {
+            self.service.record(now, rows, took);
+        }
+    }
+
+    /// How long the oldest entry may wait for company now.
+    #[must_use]
+    pub fn queue_delay(&self, now: Instant) -> Duration {
+        match self.policy.queue_delay {
+            QueueDelay::Fixed => self.policy.queue_delay_max,
+            QueueDelay::Adaptive => self.service.delay(now, self.threads).min(self.policy.queue_delay_max),
+        }
+    }
+
+    /// Moves every waiting entry with `deadline <= now` to the end of `expired`, earliest deadline first; or, where its
+    /// level's policy is to delay, behind all that is in time in its level.
     pub fn expire(&mut self, now: Instant, expired: &mut Vec<Entry<T>>) {
         let before = expired.len();
-        self.queue.expire(now, expired);
+        self.late += self.queue.expire(now, expired);
         let queued = expired.len();
         self.delayed.expire(now, expired);
         if expired.len() > queued {
@@ -205,7 +246,7 @@ impl<T> DynamicBatcher<T> {
     /// enqueue arrivals that are not quite in order.
     #[must_use]
     pub fn oldest_arrival(&self) -> Option<Instant> {
-        (0..self.queue.lanes()).filter_map(|lane| self.queue.head(lane)).map(|head| head.arrived).min()
+        (0..self.queue.lanes()).filter_map(|lane| self.queue.oldest(lane)).min()
     }
 
     /// Moves everything that waits to the end of `out`, highest level first, for shutdown.
@@ -241,37 +282,49 @@ impl<T> DynamicBatcher<T> {
             processed_batches: self.processed_batches,
             avg_batch_size,
             expired: self.expired,
+            late: self.late,
             refused: self.refused,
             waiting: self.len(),
             delayed: self.delayed.len(),
             waiting_rows: self.rows(),
             depth: self.queue.depths().collect(),
+            oldest: (0..self.queue.lanes()).map(|lane| self.queue.oldest(lane)).collect(),
         }
     }
 
-    /// Why no batch is due yet, or none if one is.
-    fn wait(&self, now: Instant, oldest: Instant) -> Option<Dispatch> {
-        let full = self.rows() >= u64::from(self.policy.batch_size_max.get());
-        if full || self.policy.queue_delay_max.is_zero() {
-            return None;
+    /// The most rows of the batch that is due, or why none is.
+    fn due(&self, now: Instant, oldest: Instant) -> Result<u64, Dispatch> {
+        let (rows, size_max) = (self.rows(), u64::from(self.policy.batch_size_max.get()));
+        let sizes = self.policy.preferred_sizes.iter().map(|size| u64::from(size.get()));
+        let preferred = sizes.filter(|size| *size <= rows).max();
+        let delay = self.queue_delay(now);
+        if delay.is_zero() {
+            return Ok(preferred.unwrap_or(size_max));
         }
-        match (oldest.checked_add(self.policy.queue_delay_max), self.queue.next_deadline()) {
+        let delay_end = oldest.checked_add(delay);
+        if delay_end.is_some_and(|end| end <= now) {
+            return Ok(size_max);
+        }
+        if preferred.is_some() || rows >= size_max {
+            return Ok(preferred.unwrap_or(size_max));
+        }
+        match (delay_end, self.queue.next_deadline()) {
             // An entry expires AT its deadline: one at the very end of the delay would be lost by waiting, too.
-            (Some(delay_end), Some(deadline)) if deadline <= delay_end => None,
-            (Some(delay_end), _) => (now < delay_end).then_some(Dispatch::WaitUntil(delay_end)),
+            (Some(delay_end), Some(deadline)) if deadline <= delay_end => Ok(size_max),
+            (Some(delay_end), _) => Err(Dispatch::WaitUntil(delay_end)),
             // A delay beyond the range of the clock never ends: only a deadline or more rows cut it short.
-            (None, Some(_)) => None,
-            (None, None) => Some(Dispatch::Idle),
+            (None, Some(_)) => Ok(size_max),
+            (None, None) => Err(Dispatch::Idle),
         }
     }
 
-    /// Takes entries from level 1 down until the next one does not fit, and counts the batch.
+    /// Takes aged entries as far as their share goes, then entries from level 1 down until the next one does not fit, and
+    /// counts the batch.
     ///
     /// The batch is closed there, spare room or not. To skip over that head would break the order of its level. To
     /// fill up from lower levels would let them overtake it, and make longer what it waits for now: this batch.
-    fn fill(&mut self, batch: &mut Vec<Entry<T>>) {
-        let rows_max = u64::from(self.policy.batch_size_max.get());
-        let mut rows = 0;
+    fn fill(&mut self, now: Instant, rows_max: u64, batch: &mut Vec<Entry<T>>) {
+        let mut rows = self.fill_aged(now, rows_max, batch);
         'lanes: for lane in 0..self.queue.lanes() {
             while let Some(head) = self.queue.head(lane) {
                 let rows_with_head = rows + u64::from(head.rows);
@@ -284,258 +337,31 @@ impl<T> DynamicBatcher<T> {
         }
         self.processed_batches += 1;
         self.processed_rows += rows;
+        // What is saved up is one batch's share and a row at the most: aged entries never come as a flood.
+        let left = i64::try_from(rows.max(batch.len() as u64)).unwrap_or(i64::MAX);
+        let saved_max = left.max(self.policy.batch_size_max.get().into()).saturating_add(AGED_SHARE.into());
+        self.aged_credit = self.aged_credit.saturating_add(left).min(saved_max);
+    }
+
+    /// Takes entries that have aged while their credit lasts. Returns their rows.
+    fn fill_aged(&mut self, now: Instant, rows_max: u64, batch: &mut Vec<Entry<T>>) -> u64 {
+        let mut rows = 0;
+        let Some(aging) = self.policy.priority_aging else { return rows };
+        while self.aged_credit >= i64::from(AGED_SHARE)
+            && let Some(place) = self.queue.aged(now, aging)
+            && let Some(head) = self.queue.head_at(place)
+        {
+            let head_rows = u64::from(head.rows);
+            if rows + head_rows > rows_max && !batch.is_empty() {
+                break;
+            }
+            rows += head_rows;
+            self.aged_credit -= i64::from(AGED_SHARE) * i64::from(head.rows.max(1));
+            batch.extend(self.queue.pop_at(place));
+        }
+        rows
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::Priority;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    /// The moment that the tests of this room count from.
-    #[allow(clippy::disallowed_methods, reason = "any moment will do; all later ones are counted from it")]
-    pub(super) fn start() -> Instant {
-        Instant::now()
-    }
-
-    fn policy(batch_size_max: u32, queue_delay_max: Duration) -> BatchPolicy {
-        BatchPolicy {
-            batch_size_max: NonZeroU32::new(batch_size_max).expect("a test's own size"),
-            queue_delay_max,
-            priority_levels: NonZeroU8::new(3).expect("3 is not 0"),
-            queue_depth_max: NonZeroU32::new(1_000).expect("1000 is not 0"),
-        }
-    }
-
-    fn entry(item: u32, level: u8, rows: u32, arrived: Instant) -> Entry<u32> {
-        let priority = Priority::new(level).expect("levels count from 1");
-        Entry { item, rows, priority, arrived, deadline: None }
-    }
-
-    fn with_deadline(mut entry: Entry<u32>, deadline: Instant) -> Entry<u32> {
-        entry.deadline = Some(deadline);
-        entry
-    }
-
-    fn items(entries: &[Entry<u32>]) -> Vec<u32> {
-        entries.iter().map(|entry| entry.item).collect()
-    }
-
-    /// A batcher that holds `entries`.
-    fn holding(policy: BatchPolicy, entries: impl IntoIterator<Item = Entry<u32>>) -> DynamicBatcher<u32> {
-        let mut batcher = DynamicBatcher::new(policy);
-        for entry in entries {
-            batcher.enqueue(entry).expect("deep enough for the test");
-        }
-        batcher
-    }
-
-    /// The items of each batch that is due at `now`, then the answer that ended them.
-    fn poll_all(batcher: &mut DynamicBatcher<u32>, now: Instant) -> (Vec<Vec<u32>>, Dispatch) {
-        let mut polled = Vec::new();
-        loop {
-            let mut batch = Vec::new();
-            match batcher.poll(now, &mut batch) {
-                Dispatch::Batch => polled.push(items(&batch)),
-                other => return (polled, other),
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_waiting_is_idle() {
-        let mut batcher = holding(policy(4, MS), []);
-        assert_eq!(poll_all(&mut batcher, start()), (vec![], Dispatch::Idle));
-        assert!(batcher.is_empty());
-        assert_eq!((batcher.oldest_arrival(), batcher.next_deadline()), (None, None));
-    }
-
-    #[test]
-    fn no_delay_dispatches_at_once() {
-        let t = start();
-        let mut batcher = holding(policy(4, Duration::ZERO), [entry(1, 1, 1, t)]);
-        assert_eq!(poll_all(&mut batcher, t), (vec![vec![1]], Dispatch::Idle));
-    }
-
-    #[test]
-    fn enough_rows_dispatch_at_once_and_the_rest_waits() {
-        let t = start();
-        let mut batcher = holding(policy(4, 5 * MS), (0..6).map(|i| entry(i, 1, 1, t)));
-        assert_eq!(poll_all(&mut batcher, t), (vec![vec![0, 1, 2, 3]], Dispatch::WaitUntil(t + 5 * MS)));
-        assert_eq!((batcher.len(), batcher.rows()), (2, 2));
-    }
-
-    #[test]
-    fn the_oldest_of_all_levels_ends_the_wait() {
-        let t = start();
-        let mut batcher = holding(policy(9, 5 * MS), [entry(1, 1, 1, t + 2 * MS), entry(2, 3, 1, t)]);
-        assert_eq!(poll_all(&mut batcher, t + 4 * MS), (vec![], Dispatch::WaitUntil(t + 5 * MS)));
-        assert_eq!(poll_all(&mut batcher, t + 5 * MS), (vec![vec![1, 2]], Dispatch::Idle));
-    }
-
-    #[test]
-    fn the_oldest_arrival_is_read_at_the_heads() {
-        let t = start();
-        let batcher = holding(policy(9, 5 * MS), [entry(1, 1, 1, t + 2 * MS), entry(2, 1, 1, t)]);
-        assert_eq!(batcher.oldest_arrival(), Some(t + 2 * MS));
-    }
-
-    #[test]
-    fn an_entry_that_would_expire_during_the_wait_is_not_kept_waiting() {
-        let t = start();
-        for (deadline, due) in [(4 * MS, true), (5 * MS, true), (6 * MS, false)] {
-            let mut batcher = holding(policy(9, 5 * MS), [with_deadline(entry(1, 2, 1, t), t + deadline)]);
-            let later = (vec![], Dispatch::WaitUntil(t + 5 * MS));
-            let at_once = (vec![vec![1]], Dispatch::Idle);
-            let want = if due { at_once } else { later };
-            assert_eq!(poll_all(&mut batcher, t), want, "deadline after {deadline:?}");
-        }
-    }
-
-    #[test]
-    fn an_endless_delay_waits_for_rows_or_a_deadline_only() {
-        let t = start();
-        let mut batcher = holding(policy(2, Duration::MAX), [entry(1, 1, 1, t)]);
-        assert_eq!(poll_all(&mut batcher, t), (vec![], Dispatch::Idle));
-        batcher.enqueue(entry(2, 1, 1, t)).expect("room");
-        assert_eq!(poll_all(&mut batcher, t), (vec![vec![1, 2]], Dispatch::Idle));
-        batcher.enqueue(with_deadline(entry(3, 1, 1, t), t + MS)).expect("room");
-        assert_eq!(poll_all(&mut batcher, t), (vec![vec![3]], Dispatch::Idle));
-    }
-
-    #[test]
-    fn higher_levels_first_and_in_order_inside_a_level() {
-        let t = start();
-        let levels = [3, 1, 2, 1, 3, 2];
-        let entries = (0..).zip(levels).map(|(item, level)| entry(item, level, 1, t));
-        let mut batcher = holding(policy(4, Duration::ZERO), entries);
-        assert_eq!(poll_all(&mut batcher, t).0, [vec![1, 3, 2, 5], vec![0, 4]]);
-    }
-
-    #[test]
-    fn a_head_that_does_not_fit_closes_the_batch() {
-        let t = start();
-        let entries = [entry(1, 1, 3, t), entry(2, 1, 2, t), entry(3, 1, 1, t), entry(4, 2, 1, t)];
-        let mut batcher = holding(policy(4, Duration::ZERO), entries);
-        // Neither 3, of the same level, nor 4, of a lower one, takes the spare row before 2.
-        assert_eq!(poll_all(&mut batcher, t).0, [vec![1], vec![2, 3, 4]]);
-    }
-
-    #[test]
-    fn an_entry_larger_than_a_batch_goes_alone() {
-        let t = start();
-        let entries = [entry(1, 1, 1, t), entry(2, 1, 9, t), entry(3, 1, 1, t)];
-        let mut batcher = holding(policy(4, Duration::ZERO), entries);
-        assert_eq!(poll_all(&mut batcher, t).0, [vec![1], vec![2], vec![3]]);
-    }
-
-    #[test]
-    fn a_full_level_gives_the_entry_back_and_others_have_room() {
-        let t = start();
-        let depth_one = BatchPolicy { queue_depth_max: NonZeroU32::MIN, ..policy(4, MS) };
-        let mut batcher = holding(depth_one, [entry(1, 2, 1, t)]);
-        assert_eq!(batcher.enqueue(entry(2, 2, 1, t)), Err(entry(2, 2, 1, t)));
-        assert_eq!(batcher.enqueue(entry(3, 1, 1, t)), Ok(()));
-        assert_eq!((batcher.len(), batcher.get_stats().refused), (2, 1));
-    }
-
-    #[test]
-    #[should_panic(expected = "priority 4 of 3 levels")]
-    fn a_priority_beyond_the_levels_is_a_bug_of_the_caller() {
-        let _ = holding(policy(4, MS), [entry(1, 4, 1, start())]);
-    }
-
-    #[test]
-    fn expired_entries_leave_earliest_deadline_first() {
-        let t = start();
-        let deadlines = [3, 1, 2, 9];
-        let entries = (0..).zip(deadlines).map(|(i, ms)| with_deadline(entry(i, 1, 2, t), t + ms * MS));
-        let mut batcher = holding(policy(100, 20 * MS), entries);
-        assert_eq!(batcher.next_deadline(), Some(t + MS));
-        let mut expired = Vec::new();
-        batcher.expire(t + 3 * MS, &mut expired);
-        assert_eq!(items(&expired), [1, 2, 0]);
-        assert_eq!((batcher.len(), batcher.rows(), batcher.next_deadline()), (1, 2, Some(t + 9 * MS)));
-        assert_eq!(batcher.get_stats().expired, 3);
-    }
-
-    #[test]
-    #[should_panic(expected = "expire(now) comes before poll(now)")]
-    fn poll_refuses_to_hand_out_an_expired_entry() {
-        let t = start();
-        let mut batcher = holding(policy(4, MS), [with_deadline(entry(1, 1, 1, t), t + MS)]);
-        let _ = batcher.poll(t + MS, &mut Vec::new());
-    }
-
-    #[test]
-    fn the_back_off_doubles() {
-        let delays: Vec<_> = (1..=10).map(|tries| back_off(tries).as_millis()).collect();
-        assert_eq!(delays, [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200]);
-        assert_eq!(back_off(u8::MAX), BACK_OFF_FIRST * u32::MAX, "no overflow");
-    }
-
-    #[test]
-    fn an_entry_put_back_holds_nobody_back_and_keeps_its_level() {
-        let t = start();
-        let mut batcher = holding(policy(4, Duration::ZERO), [entry(1, 3, 1, t)]);
-        batcher.put_back(entry(2, 1, 1, t), t + 2 * MS);
-        assert_eq!(poll_all(&mut batcher, t), (vec![vec![1]], Dispatch::WaitUntil(t + 2 * MS)));
-        assert_eq!((batcher.len(), batcher.rows(), batcher.get_stats().delayed), (1, 0, 1));
-        batcher.enqueue(entry(3, 1, 1, t)).expect("room");
-        batcher.enqueue(entry(4, 2, 1, t)).expect("room");
-        assert_eq!(poll_all(&mut batcher, t + 2 * MS), (vec![vec![3, 2, 4]], Dispatch::Idle));
-    }
-
-    #[test]
-    fn a_deadline_holds_while_an_entry_is_delayed_and_makes_no_batch_due() {
-        let t = start();
-        let mut batcher = holding(policy(9, 5 * MS), [with_deadline(entry(1, 1, 1, t), t + 8 * MS)]);
-        batcher.put_back(with_deadline(entry(2, 1, 1, t), t + MS), t + 20 * MS);
-        batcher.put_back(with_deadline(entry(3, 1, 1, t), t + 9 * MS), t + 20 * MS);
-        assert_eq!(batcher.next_deadline(), Some(t + MS));
-        assert_eq!(poll_all(&mut batcher, t), (vec![], Dispatch::WaitUntil(t + 5 * MS)), "1 waits for company");
-        let mut expired = Vec::new();
-        batcher.expire(t + 9 * MS, &mut expired);
-        assert_eq!(items(&expired), [2, 1, 3]);
-        assert!(batcher.is_empty());
-    }
-
-    #[test]
-    fn delays_can_be_ended_and_a_full_level_takes_what_was_put_back() {
-        let t = start();
-        let depth_one = BatchPolicy { queue_depth_max: NonZeroU32::MIN, ..policy(4, Duration::ZERO) };
-        let mut batcher = holding(depth_one, [entry(1, 1, 1, t)]);
-        batcher.put_back(entry(2, 1, 1, t), t + 9 * MS);
-        batcher.put_back(entry(3, 1, 1, t), t + 8 * MS);
-        batcher.end_delays();
-        assert_eq!(poll_all(&mut batcher, t), (vec![vec![1, 3, 2]], Dispatch::Idle));
-    }
-
-    #[test]
-    fn drain_empties_every_level() {
-        let t = start();
-        let entries = [entry(1, 3, 1, t), with_deadline(entry(2, 1, 1, t), t + MS), entry(3, 1, 1, t)];
-        let mut batcher = holding(policy(4, MS), entries);
-        batcher.put_back(entry(4, 2, 1, t), t + 9 * MS);
-        let mut out = Vec::new();
-        batcher.drain(&mut out);
-        assert_eq!(items(&out), [2, 3, 4, 1]);
-        assert_eq!((batcher.len(), batcher.rows(), batcher.next_deadline()), (0, 0, None));
-        assert_eq!(poll_all(&mut batcher, t + 9 * MS), (vec![], Dispatch::Idle));
-    }
-
-    #[test]
-    fn stats_count_batches_and_rows() {
-        let t = start();
-        let mut batcher = holding(policy(4, Duration::ZERO), (0..6).map(|i| entry(i, 1, 1, t)));
-        assert!(batcher.get_stats().avg_batch_size.abs() < f64::EPSILON);
-        assert_eq!(poll_all(&mut batcher, t).0.len(), 2);
-        batcher.enqueue(entry(7, 2, 5, t)).expect("room");
-        let stats = batcher.get_stats();
-        assert_eq!((stats.processed_batches, stats.waiting, stats.waiting_rows), (2, 1, 5));
-        assert!((stats.avg_batch_size - 3.0).abs() < f64::EPSILON);
-        assert_eq!(stats.depth, [0, 1, 0]);
-    }
-}
+mod tests;

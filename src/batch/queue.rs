@@ -1,7 +1,8 @@
 //! The waiting entries: one lane per priority level, and their deadlines.
 //!
 //! What enters is pushed at the end of its lane; what leaves is popped from the front of a lane, or
-//! taken out of the middle when its deadline passes.
+//! taken out of the middle when its deadline passes. Where the level's policy says [`TimeoutAction::Delay`] it does not
+//! leave then, but goes behind all that is in time.
 //!
 //! Invariants:
 //! 1. The first slot of a lane is occupied. An entry taken out of the middle leaves an empty slot behind.
@@ -12,9 +13,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::num::NonZeroU8;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::policy::{LevelPolicy, Levels, TimeoutAction};
 use crate::record::Priority;
 
 /// One request in the queue.
@@ -28,7 +29,7 @@ pub struct Entry<T> {
     pub priority: Priority,
     /// When it reached this process; the queue delay counts from here.
     pub arrived: Instant,
-    /// From this moment on it is answered as expired instead of scored.
+    /// From this moment on it is not scored any more, or behind all others: as its level's policy says.
     pub deadline: Option<Instant>,
 }
 
@@ -40,7 +41,6 @@ const LEFTOVERS_MIN: usize = 8;
 pub(super) struct Queue<T> {
     /// Level 1 first.
     lanes: Box<[Lane<T>]>,
-    depth_max: usize,
     deadlines: BinaryHeap<Reverse<Due>>,
     /// Waiting entries that have a deadline; the rest of `deadlines` is stale.
     deadlines_live: usize,
@@ -57,10 +57,9 @@ struct Due {
 }
 
 impl<T> Queue<T> {
-    pub(super) fn new(levels: NonZeroU8, depth_max: usize) -> Self {
+    pub(super) fn new(levels: &Levels) -> Self {
         Self {
-            lanes: (0..levels.get()).map(|_| Lane::new()).collect(),
-            depth_max,
+            lanes: levels.iter().map(Lane::new).collect(),
             deadlines: BinaryHeap::new(),
             deadlines_live: 0,
             waiting: 0,
@@ -70,7 +69,8 @@ impl<T> Queue<T> {
 
     /// The entry comes back when its lane is full.
     pub(super) fn push(&mut self, entry: Entry<T>) -> Result<(), Entry<T>> {
-        if self.lanes[lane_of(&entry)].occupied >= self.depth_max {
+        let lane = &self.lanes[lane_of(&entry)];
+        if lane.len() >= lane.depth_max {
             return Err(entry);
         }
         self.push_again(entry);
@@ -96,30 +96,81 @@ impl<T> Queue<T> {
 
     /// The next entry to leave lane `lane`; lane 0 is level 1.
     pub(super) fn head(&self, lane: usize) -> Option<&Entry<T>> {
-        self.lanes[lane].head()
+        let lane = &self.lanes[lane];
+        lane.head().or_else(|| lane.late.front())
+    }
+
+    /// When the oldest entry of a lane arrived, as far as heads tell: that of the entries in time, and that of the late.
+    pub(super) fn oldest(&self, lane: usize) -> Option<Instant> {
+        let lane = &self.lanes[lane];
+        lane.head().into_iter().chain(lane.late.front()).map(|head| head.arrived).min()
     }
 
     /// Takes the head of lane `lane`.
     pub(super) fn pop(&mut self, lane: usize) -> Option<Entry<T>> {
-        let entry = self.lanes[lane].pop()?;
+        let place = if self.lanes[lane].occupied > 0 { Place::InTime(lane) } else { Place::Late(lane) };
+        self.pop_at(place)
+    }
+
+    /// The head that came to the front first of those that have, by waiting `aging` for each level above their own. A late
+    /// one counts as of the level below.
+    pub(super) fn aged(&self, now: Instant, aging: Duration) -> Option<Place> {
+        let ages =
+            |level: u32, head: &Entry<T>| aging.checked_mul(level).and_then(|wait| head.arrived.checked_add(wait));
+        let lanes = (0_u32..).zip(self.lanes.iter()).zip(0..);
+        let heads = lanes.flat_map(|((level, lane), index)| {
+            let in_time = lane.head().filter(|_| level > 0).and_then(|head| ages(level, head));
+            let late = lane.late.front().and_then(|head| ages(level + 1, head));
+            [in_time.map(|at| (at, Place::InTime(index))), late.map(|at| (at, Place::Late(index)))]
+        });
+        let (_, place) = heads.flatten().filter(|(at, _)| *at <= now).min_by_key(|(at, _)| *at)?;
+        Some(place)
+    }
+
+    pub(super) fn pop_at(&mut self, place: Place) -> Option<Entry<T>> {
+        let entry = match place {
+            Place::InTime(lane) => self.lanes[lane].pop(),
+            Place::Late(lane) => self.lanes[lane].late.pop_front(),
+        }?;
         self.count_out(&entry);
         self.drop_stale_deadlines();
         Some(entry)
     }
 
-    /// Moves the entries with `deadline <= now` to the end of `expired`, earliest deadline first.
-    pub(super) fn expire(&mut self, now: Instant, expired: &mut Vec<Entry<T>>) {
+    pub(super) fn head_at(&self, place: Place) -> Option<&Entry<T>> {
+        match place {
+            Place::InTime(lane) => self.lanes[lane].head(),
+            Place::Late(lane) => self.lanes[lane].late.front(),
+        }
+    }
+
+    /// Moves the entries with `deadline <= now` to the end of `expired`, earliest deadline first; or behind the others of
+    /// their lane, which is counted in the answer.
+    pub(super) fn expire(&mut self, now: Instant, expired: &mut Vec<Entry<T>>) -> u64 {
+        let mut late = 0;
         while let Some(&Reverse(due)) = self.deadlines.peek() {
             if due.at > now {
                 break;
             }
             self.deadlines.pop();
-            if let Some(entry) = self.lanes[due.lane].take(due.seq) {
+            let Some(mut entry) = self.lanes[due.lane].take(due.seq) else { continue };
+            if self.lanes[due.lane].delays {
+                self.deadlines_live -= 1;
+                entry.deadline = None;
+                self.lanes[due.lane].late.push_back(entry);
+                late += 1;
+            } else {
                 self.count_out(&entry);
                 expired.push(entry);
             }
         }
         self.drop_stale_deadlines();
+        late
+    }
+
+    /// Whether an entry of this level goes behind the others when its deadline passes.
+    pub(super) fn delays(&self, priority: Priority) -> bool {
+        self.lanes[usize::from(priority.get()) - 1].delays
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -131,6 +182,7 @@ impl<T> Queue<T> {
         out.reserve(self.waiting);
         for lane in &mut self.lanes {
             out.extend(lane.slots.drain(..).filter_map(|slot| slot.entry));
+            out.extend(lane.late.drain(..));
             lane.occupied = 0;
         }
         self.deadlines.clear();
@@ -149,7 +201,7 @@ impl<T> Queue<T> {
 
     /// Entries in each lane, level 1 first.
     pub(super) fn depths(&self) -> impl Iterator<Item = usize> {
-        self.lanes.iter().map(|lane| lane.occupied)
+        self.lanes.iter().map(Lane::len)
     }
 
     fn count_out(&mut self, entry: &Entry<T>) {
@@ -175,9 +227,23 @@ fn lane_of<T>(entry: &Entry<T>) -> usize {
     usize::from(entry.priority.get()) - 1
 }
 
+/// Where the next entry to leave stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At the head of that lane.
+    InTime(usize),
+    /// At the head of that lane's late entries.
+    Late(usize),
+}
+
 /// One priority level, first in first out.
 #[derive(Debug)]
 struct Lane<T> {
+    depth_max: usize,
+    /// Whether an entry whose deadline passes goes to `late`.
+    delays: bool,
+    /// Entries whose deadline has passed, in that order: behind all others.
+    late: VecDeque<Entry<T>>,
     /// Rising `seq`.
     slots: VecDeque<Slot<T>>,
     occupied: usize,
@@ -192,8 +258,19 @@ struct Slot<T> {
 }
 
 impl<T> Lane<T> {
-    fn new() -> Self {
-        Self { slots: VecDeque::new(), occupied: 0, seq_next: 0 }
+    fn new(policy: &LevelPolicy) -> Self {
+        Self {
+            depth_max: usize::try_from(policy.queue_depth_max.get()).unwrap_or(usize::MAX),
+            delays: policy.timeout_action == TimeoutAction::Delay,
+            late: VecDeque::new(),
+            slots: VecDeque::new(),
+            occupied: 0,
+            seq_next: 0,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.occupied + self.late.len()
     }
 
     fn push(&mut self, entry: Entry<T>) -> u64 {
@@ -248,7 +325,7 @@ impl<T> Lane<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::num::NonZeroU8;
 
     use super::*;
     use crate::batch::tests::start;
@@ -256,7 +333,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn two_lanes() -> Queue<()> {
-        Queue::new(NonZeroU8::new(2).expect("2 is not 0"), 10_000)
+        Queue::new(&Levels::uniform(NonZeroU8::new(2).expect("2 is not 0"), LevelPolicy::default()))
     }
 
     fn push(queue: &mut Queue<()>, level: u8, deadline: Option<Instant>) {

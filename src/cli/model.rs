@@ -238,7 +238,7 @@ fn read_sample(files: &SampleFiles, args: &ValidateArgs, schema: &ModelSchema) -
 pub(super) fn read_rows(input: &InputArgs, schema: &ModelSchema) -> anyhow::Result<Vec<f64>> {
     let priority = Priority::new(1).expect("1 is not 0");
     let mut catalog = Catalog::default();
-    let entry = ModelEntry::new(ModelId(0), "model", schema, 1, priority, None);
+    let entry = ModelEntry::new(ModelId(0), "model", schema, vec![crate::model::LevelTimeout::default()], priority);
     catalog.put(entry.clone());
     let decoder = route_decoder(ModelId(0));
     let name = input.name();

@@ -9,7 +9,7 @@ mod input;
 
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
-use std::num::{NonZeroU8, NonZeroU32};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use indicatif::ProgressBar;
 pub(super) use self::input::InputArgs;
 use self::input::Opened;
 use super::{BackendArg, LogArgs, TypeArg, Usage, exit, logs};
-use crate::batch::BatchPolicy;
+use crate::batch::{BatchPolicy, LevelPolicy, Levels};
 use crate::clock;
 use crate::config::ReplyMetadata;
 use crate::encode::Encoder;
@@ -138,6 +138,10 @@ fn load(args: &ScoreArgs) -> anyhow::Result<(InferenceEngine, Arc<LoadedModel>)>
     let engine = InferenceEngine::new(config)?;
     let stem = || args.model.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let depth = u32::try_from(places(&engine))?.saturating_mul(args.batch_size);
+    let default = BatchPolicy::default();
+    // Whatever is in flight may wait in one level.
+    let queue_depth_max = NonZeroU32::new(depth).unwrap_or(NonZeroU32::MIN);
+    let level = LevelPolicy { queue_depth_max, ..LevelPolicy::default() };
     let id = engine.load_spec(&ModelSpec {
         name: args.name.clone().unwrap_or_else(stem),
         path: args.model.clone(),
@@ -146,13 +150,10 @@ fn load(args: &ScoreArgs) -> anyhow::Result<(InferenceEngine, Arc<LoadedModel>)>
         sha256: None,
         batch: BatchPolicy {
             batch_size_max: NonZeroU32::new(args.batch_size).unwrap_or(NonZeroU32::MIN),
-            queue_delay_max: std::time::Duration::ZERO,
-            priority_levels: NonZeroU8::MIN.saturating_add(2),
-            // Whatever is in flight may wait in one level.
-            queue_depth_max: NonZeroU32::new(depth).unwrap_or(NonZeroU32::MIN),
+            levels: Levels::uniform(default.levels.count(), level),
+            ..default
         },
         priority_default: Priority::new(2).expect("2 is not 0"),
-        timeout: None,
     })?;
     let model = engine.model(id).context("the model is in no slot")?;
     Ok((engine, model))

@@ -11,18 +11,16 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::record::Priority;
-
 use super::client::{ClientValue, refusal};
 use super::cross;
 use super::error::Problem;
 use super::places::{Places, join};
-use super::raw::{RawBatch, RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
+use super::raw::{RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::wants::listed;
-use super::{Admin, Batch, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
+use super::{Admin, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
 use crate::placement::Pin;
 
 /// `{group}-{instance}-{shard}` and `{instance}-{shard}` stay inside Kafka's 249 characters.
@@ -37,8 +35,6 @@ const COMMIT_INTERVAL_AT_LEAST_ONCE: Duration = Duration::from_millis(50);
 const COMMIT_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 30;
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(5 * 60);
 const RECORD_BYTES: RangeInclusive<u64> = 1..=1 << 30;
-const QUEUE_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10);
-const TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60 * 60);
 
 /// The config, and what is wrong with it; it is worth something only where nothing is.
 pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config, Vec<Problem>) {
@@ -59,14 +55,14 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
     (config, check.problems)
 }
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     places: &'a Places,
     problems: Vec<Problem>,
 }
 
 /// Values by themselves.
 impl Check<'_> {
-    fn refuse(&mut self, key: &str, message: impl Into<String>) {
+    pub(super) fn refuse(&mut self, key: &str, message: impl Into<String>) {
         self.problems.push(self.places.problem(key, message));
     }
 
@@ -76,7 +72,7 @@ impl Check<'_> {
         self.refuse(key, format!("got {got}, wants {wanted}"));
     }
 
-    fn duration(&mut self, key: &str, text: &DurationText, bounds: &RangeInclusive<Duration>) -> Duration {
+    pub(super) fn duration(&mut self, key: &str, text: &DurationText, bounds: &RangeInclusive<Duration>) -> Duration {
         match parse_duration(&text.0) {
             Some(duration) if bounds.contains(&duration) => duration,
             _ => {
@@ -284,25 +280,7 @@ impl Check<'_> {
             kind: raw.kind,
             compile_model: raw.compile_model,
             sha256,
-            batch: self.batch(&key("batch"), &raw.batch),
-        }
-    }
-
-    fn batch(&mut self, key: &str, raw: &RawBatch) -> Batch {
-        let levels = raw.priority_levels;
-        let default = raw.priority_default.map_or(levels.get().min(2), u8::from);
-        if default > levels.get() {
-            let key = format!("{key}.priority_default");
-            self.refuse(&key, format!("got {default}, but priority_levels is {levels}; wants 1 to {levels}"));
-        }
-        let timeout = self.duration(&format!("{key}.timeout"), &raw.timeout, &TIMEOUT);
-        Batch {
-            batch_size_max: raw.batch_size_max,
-            queue_delay_max: self.duration(&format!("{key}.queue_delay_max"), &raw.queue_delay_max, &QUEUE_DELAY),
-            priority_levels: levels,
-            priority_default: Priority::new(default).expect("it comes from numbers that are not zero"),
-            queue_depth_max: raw.queue_depth_max,
-            timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
+            batch: super::batch::batch(self, &key("batch"), &raw.batch),
         }
     }
 

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::raw::{RawAdmin, RawBatch, RawConfig, RawEngine, RawKafka, RawLog, RawModel, RawRoute};
+use super::raw::{RawAdmin, RawConfig, RawEngine, RawKafka, RawLog, RawModel, RawRoute};
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
-use super::{Batch, Config, Engine, Journal, Kafka, Model, Route};
+use super::{Config, Engine, Journal, Kafka, Model, Route, batch};
 use crate::placement::Pin;
 
 /// The effective config as TOML, with secrets as `***`.
@@ -76,24 +76,13 @@ fn model(model: &Model) -> RawModel {
         kind: model.kind,
         compile_model: model.compile_model,
         sha256: model.sha256.as_ref().map(hex).unwrap_or_default(),
-        batch: batch(&model.batch),
+        batch: batch::dump(&model.batch),
     }
 }
 
 fn hex(digest: &[u8; 32]) -> String {
     let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
-}
-
-fn batch(batch: &Batch) -> RawBatch {
-    RawBatch {
-        batch_size_max: batch.batch_size_max,
-        queue_delay_max: duration(batch.queue_delay_max),
-        priority_levels: batch.priority_levels,
-        priority_default: batch.priority_default.get().try_into().ok(),
-        queue_depth_max: batch.queue_depth_max,
-        timeout: duration(batch.timeout.unwrap_or_default()),
-    }
 }
 
 fn engine(engine: &Engine) -> RawEngine {
@@ -113,7 +102,7 @@ fn engine(engine: &Engine) -> RawEngine {
     }
 }
 
-fn duration(duration: Duration) -> DurationText {
+pub(super) fn duration(duration: Duration) -> DurationText {
     DurationText(duration_text(duration))
 }
 

@@ -11,6 +11,7 @@
 //! 4. No secret is printed: not by errors (they show text as the file has it, `${…}` unfilled), not by `Debug`, not by
 //!    [`dump`].
 
+mod batch;
 mod check;
 mod client;
 mod cross;
@@ -30,10 +31,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::batch::{BatchPolicy, LevelPolicy};
 use crate::placement::Pin;
 use crate::record::Priority;
 
@@ -174,20 +176,14 @@ pub struct Model {
 }
 
 /// How requests wait for each other, and in which order they leave.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Most rows in a batch.
-    pub batch_size_max: NonZeroU32,
-    /// How long the oldest request may wait for company.
-    pub queue_delay_max: Duration,
-    /// How many priorities there are; 1 is the highest.
-    pub priority_levels: NonZeroU8,
-    /// The priority of requests that name none; never above `priority_levels`.
+    /// What the model's batcher goes by.
+    pub policy: BatchPolicy,
+    /// The policy of the levels that the file gives none of their own.
+    pub level_default: LevelPolicy,
+    /// The priority of requests that name none; one of the levels.
     pub priority_default: Priority,
-    /// Most requests that wait in one level.
-    pub queue_depth_max: NonZeroU32,
-    /// How long a request may take; requests may only shorten it.
-    pub timeout: Option<Duration>,
 }
 
 /// Score threads and how much work may be inside.

@@ -15,6 +15,7 @@ use super::values::{
     BytesText, DeadlineFrom, Delivery, DurationText, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, PinMode,
     RawClientValue, RawPin, Rebalance, ReplyMetadata, StartPosition,
 };
+use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 
 /// The JSON Schema of worker.toml (draft 2020-12), without references, each key with its description and default.
 #[must_use]
@@ -195,8 +196,15 @@ pub(super) struct RawBatch {
     /// Most rows in a batch. Default 1024, 1 to 65536.
     #[schemars(range(min = 1, max = 65_536))]
     pub(super) batch_size_max: NonZeroU32,
+    /// Sizes in rows that the model scores best, each at most `batch_size_max`: a batch is cut to the largest that the
+    /// waiting rows fill. Default none.
+    #[schemars(inner(range(min = 1, max = 65_536)))]
+    pub(super) preferred_sizes: Vec<NonZeroU32>,
     /// How long the oldest record may wait for company. Default 0, 0 to 10 s.
     pub(super) queue_delay_max: DurationText,
+    /// Whether it always waits so long, or as long as the model's learned service time and the load make it worth, and
+    /// `queue_delay_max` at the most. Default "fixed".
+    pub(super) queue_delay: QueueDelay,
     /// How many priorities there are; 1 is the highest. Default 3, 1 to 255.
     #[schemars(range(min = 1, max = 255))]
     pub(super) priority_levels: NonZeroU8,
@@ -204,12 +212,56 @@ pub(super) struct RawBatch {
     #[schemars(with = "NonZeroU8", range(min = 1, max = 255))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) priority_default: Option<NonZeroU8>,
-    /// Most requests that wait in one level; full pauses the source. Default 65536, 1 to 10000000.
+    /// A record that has waited so long for each level above its own comes to the front: one in eight rows that are
+    /// scored is such a record's, so that no level starves. 0 for never. Default 100 ms, 0 to 1 h.
+    pub(super) priority_aging: DurationText,
+    /// Most requests that wait in one level. Default 65536, 1 to 10000000.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub(super) queue_depth_max: NonZeroU32,
+    /// What becomes of a request that finds its level full: "pause" keeps it and pauses the source, "reject" answers it
+    /// with the error `queue_full`. Default "pause".
+    pub(super) queue_full: QueueFull,
     /// How long a request may take before it is answered as expired; requests may only shorten it; 0 for any time.
     /// Default 0, 0 to 1 h.
     pub(super) timeout: DurationText,
+    /// What becomes of a request then: "reject" answers it with the error `deadline_exceeded`, "delay" scores it after
+    /// all others of its level. Default "reject".
+    pub(super) timeout_action: TimeoutAction,
+    /// Whether requests may name a shorter timeout; if not, theirs is passed over. Default true.
+    pub(super) allow_timeout_override: bool,
+    /// Levels whose queue differs from the keys above. Default none.
+    pub(super) level: Vec<RawLevel>,
+}
+
+/// `[[model.batch.level]]`.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["level"]))]
+pub(super) struct RawLevel {
+    /// Which level. Required; 1 to `priority_levels`, each once.
+    #[schemars(with = "NonZeroU8", range(min = 1, max = 255))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) level: Option<NonZeroU8>,
+    /// As in [model.batch]. Default what stands there, 1 to 10000000.
+    #[schemars(with = "NonZeroU32", range(min = 1, max = 10_000_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) queue_depth_max: Option<NonZeroU32>,
+    /// As in [model.batch]. Default what stands there.
+    #[schemars(with = "QueueFull")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) queue_full: Option<QueueFull>,
+    /// As in [model.batch]. Default what stands there, 0 to 1 h.
+    #[schemars(with = "DurationText")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) timeout: Option<DurationText>,
+    /// As in [model.batch]. Default what stands there.
+    #[schemars(with = "TimeoutAction")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) timeout_action: Option<TimeoutAction>,
+    /// As in [model.batch]. Default what stands there.
+    #[schemars(with = "bool")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) allow_timeout_override: Option<bool>,
 }
 
 /// `[engine]`.
@@ -319,11 +371,18 @@ impl Default for RawBatch {
     fn default() -> Self {
         Self {
             batch_size_max: const { count(1024) },
+            preferred_sizes: Vec::new(),
             queue_delay_max: duration("0ms"),
+            queue_delay: QueueDelay::default(),
             priority_levels: const { NonZeroU8::new(3).expect("3 is above 0") },
             priority_default: None,
+            priority_aging: duration("100ms"),
             queue_depth_max: const { count(65_536) },
+            queue_full: QueueFull::default(),
             timeout: duration("0ms"),
+            timeout_action: TimeoutAction::default(),
+            allow_timeout_override: true,
+            level: Vec::new(),
         }
     }
 }

@@ -30,7 +30,7 @@ use self::json::{Body, Id, Scalar};
 use self::message::{bad_request, clip, nearest_first, quoted, quoted_bytes, reject};
 pub use self::schema::{RequestBody, RequestFeatures, RequestId, request_schema};
 use crate::config::{DeadlineFrom, TopicPattern};
-use crate::model::{Catalog, ModelEntry};
+use crate::model::{Catalog, LevelTimeout, ModelEntry};
 use crate::record::{Chunk, ErrorCode, Message, ModelId, NewRequest, Priority, Reject, ReplyAddress, Span, Work};
 
 /// Most bytes of an id, before escaping: every reply repeats it.
@@ -184,7 +184,7 @@ impl Reading<'_, '_> {
         };
         let model = self.model(body.model.as_ref(), catalog)?;
         let priority = self.priority(body.priority.as_ref(), model)?;
-        let deadline = self.deadline(self.timeout(body.timeout_ms.as_ref(), model)?);
+        let deadline = self.deadline(self.timeout(body.timeout_ms.as_ref(), model.timeout(priority))?);
         let values_max = self.route.record_bytes_max / 2;
         let rows = layout.rows_for(model, values_max, chunk, marks)?;
         let mut work = chunk.work(model.id, marks.features, rows, layout.many(), priority, deadline);
@@ -231,34 +231,33 @@ impl Reading<'_, '_> {
         };
         match level.map(u8::try_from) {
             Some(Ok(0)) => Ok(model.priority_default),
-            Some(Ok(level)) if level <= model.priority_levels => {
+            Some(Ok(level)) if level <= model.priority_levels() => {
                 Ok(Priority::new(level).unwrap_or(model.priority_default))
             }
             _ => Err(bad_request(format!(
                 "{place}: got {got}, wants a whole number from 0 to {} (0 is the model's default, 1 the highest level)",
-                model.priority_levels
+                model.priority_levels()
             ))),
         }
     }
 
-    /// The model's timeout, shortened by the one that the header names, or else the body.
-    fn timeout(&self, body: Option<&Scalar<'_>>, model: &ModelEntry) -> Result<Option<Duration>, Reject> {
+    /// The level's timeout, shortened by the one that the header names, or else the body.
+    fn timeout(&self, body: Option<&Scalar<'_>>, level: LevelTimeout) -> Result<Option<Duration>, Reject> {
         let (place, millis, got) = match (self.headers.timeout_ms, body) {
             (Some(value), _) => {
                 let millis = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                 ("header forebay-timeout-ms", millis, quoted_bytes(value))
             }
             (None, Some(value)) => ("timeout_ms", value.number(), value.to_string()),
-            (None, None) => return Ok(model.timeout),
+            (None, None) => return Ok(level.timeout),
         };
         let Some(millis) = millis.filter(|millis: &f64| millis.is_finite() && *millis >= 0.0) else {
             return Err(bad_request(format!("{place}: got {got}, wants a number of milliseconds, 0 (none) or more")));
         };
         if millis == 0.0 || millis > TIMEOUT_MS_MAX {
-            return Ok(model.timeout);
+            return Ok(level.timeout);
         }
-        let asked = Duration::from_secs_f64(millis / 1_000.0);
-        Ok(Some(model.timeout.map_or(asked, |own| own.min(asked))))
+        Ok(level.shortened_to(Duration::from_secs_f64(millis / 1_000.0)))
     }
 
     /// When the request stops being worth scoring. It may have passed already: the queue answers that.

@@ -10,7 +10,7 @@ mod usual;
 use std::sync::LazyLock;
 
 use super::*;
-use crate::model::{ModelSchema, ModelType, RowType};
+use crate::model::{LevelTimeout, ModelSchema, ModelType, RowType};
 use crate::record::{PartitionId, Position, Request};
 
 const HIGGS: ModelId = ModelId(0);
@@ -31,9 +31,9 @@ fn catalog() -> Catalog {
     let higgs = schema((0..28).map(|index| format!("f{index}")).collect());
     let people = schema(["age", "wage", "height"].map(str::to_owned).to_vec());
     let mut catalog = Catalog::default();
-    catalog.put(ModelEntry::new(HIGGS, "higgs", &higgs, 3, level(2), None));
-    let timeout = Some(Duration::from_millis(100));
-    catalog.put(ModelEntry::new(PEOPLE, "people", &people, 5, level(1), timeout));
+    catalog.put(ModelEntry::new(HIGGS, "higgs", &higgs, vec![LevelTimeout::default(); 3], level(2)));
+    let timeouts = vec![LevelTimeout { timeout: Some(Duration::from_millis(100)), fixed: false }; 5];
+    catalog.put(ModelEntry::new(PEOPLE, "people", &people, timeouts, level(1)));
     catalog
 }
 

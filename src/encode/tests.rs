@@ -50,7 +50,7 @@ fn loaded(name: &str) -> Arc<LoadedModel> {
 fn tickets(bodies: &[&str]) -> Vec<Ticket> {
     let mut catalog = Catalog::default();
     let level = Priority::new(1).unwrap();
-    catalog.put(ModelEntry::new(ModelId(0), "higgs", &schema(), 3, level, None));
+    catalog.put(ModelEntry::new(ModelId(0), "higgs", &schema(), vec![crate::model::LevelTimeout::default(); 3], level));
     let mut chunk = Chunk::default();
     let received = Received { arrived: crate::clock::now(), unix_ms: 0 };
     for (route, body) in (0..).zip(bodies) {

@@ -15,13 +15,28 @@ pub struct ModelEntry {
     pub name: String,
     /// Features a row.
     pub width: usize,
-    /// Levels of its queue; a request's priority must lie in 1 to this.
-    pub priority_levels: u8,
+    /// How long a request may wait, for each level of its queue: level 1, the highest, first.
+    pub timeouts: Vec<LevelTimeout>,
     /// The level of a request that names none.
     pub priority_default: Priority,
-    /// How long a request may wait, unless it asks for less. `None`: for ever.
-    pub timeout: Option<Duration>,
     feature_index: HashMap<String, usize>,
+}
+
+/// How long a request of one level may wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LevelTimeout {
+    /// The level's own. `None`: for ever.
+    pub timeout: Option<Duration>,
+    /// Whether a request's own, where it is shorter, is passed over.
+    pub fixed: bool,
+}
+
+impl LevelTimeout {
+    /// The timeout of a request that asks for this one.
+    #[must_use]
+    pub fn shortened_to(self, asked: Duration) -> Option<Duration> {
+        if self.fixed { self.timeout } else { Some(self.timeout.map_or(asked, |own| own.min(asked))) }
+    }
 }
 
 impl ModelEntry {
@@ -31,21 +46,24 @@ impl ModelEntry {
         id: ModelId,
         name: &str,
         schema: &ModelSchema,
-        priority_levels: u8,
+        timeouts: Vec<LevelTimeout>,
         priority_default: Priority,
-        timeout: Option<Duration>,
     ) -> Self {
         let feature_index =
             schema.feature_names.iter().enumerate().map(|(index, name)| (name.clone(), index)).collect();
-        Self {
-            id,
-            name: name.to_owned(),
-            width: schema.width(),
-            priority_levels,
-            priority_default,
-            timeout,
-            feature_index,
-        }
+        Self { id, name: name.to_owned(), width: schema.width(), timeouts, priority_default, feature_index }
+    }
+
+    /// Levels of its queue; a request's priority must lie in 1 to this.
+    #[must_use]
+    pub fn priority_levels(&self) -> u8 {
+        u8::try_from(self.timeouts.len()).unwrap_or(u8::MAX)
+    }
+
+    /// How long a request of that level may wait. A level that there is not has no timeout.
+    #[must_use]
+    pub fn timeout(&self, level: Priority) -> LevelTimeout {
+        self.timeouts.get(usize::from(level.get()) - 1).copied().unwrap_or_default()
     }
 
     /// The column of a feature.

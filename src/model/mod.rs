@@ -27,7 +27,7 @@ use std::str::FromStr;
 
 use parking_lot::{Mutex, MutexGuard};
 
-pub use self::catalog::{Catalog, ModelEntry};
+pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::load::{ModelBytes, load, model_type_of};
 use self::validate::{Sample, Validation};
 

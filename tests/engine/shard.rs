@@ -1,6 +1,6 @@
 //! A submitter of whole chunks, as a shard of the worker is one, and a model that scores what the tests want.
 
-use std::num::{NonZeroU8, NonZeroU32};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -160,13 +160,7 @@ fn spec() -> ModelSpec {
         model_type: None,
         backend: Backend::Compiled,
         sha256: None,
-        batch: BatchPolicy {
-            batch_size_max: NonZeroU32::new(64).unwrap(),
-            queue_delay_max: Duration::ZERO,
-            priority_levels: NonZeroU8::new(3).unwrap(),
-            queue_depth_max: NonZeroU32::new(1000).unwrap(),
-        },
+        batch: BatchPolicy { batch_size_max: NonZeroU32::new(64).unwrap(), ..BatchPolicy::default() },
         priority_default: Priority::new(2).unwrap(),
-        timeout: None,
     }
 }

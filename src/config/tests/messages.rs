@@ -43,7 +43,7 @@ fn unknown_keys() {
     );
     assert_eq!(
         message_with("path", "timeout = \"1s\"\npath"),
-        "worker.toml:11: model[0].timeout: unknown key; timeout belongs in [model.batch]"
+        "worker.toml:11: model[0].timeout: unknown key; timeout belongs in [model.batch] or in [[model.batch.level]]"
     );
     assert_eq!(
         message_with("group", "num_threads = 2\ngroup"),
@@ -153,6 +153,7 @@ fn bounds_are_told_as_the_descriptions_have_them() {
         ("route", "record_bytes_max", "0B", "size", "1 B to 1 GiB", size),
         ("model.batch", "queue_delay_max", "11s", "duration", "0 to 10 s", duration),
         ("model.batch", "timeout", "5", "duration", "0 to 1 h", duration),
+        ("model.batch", "priority_aging", "2h", "duration", "0 to 1 h", duration),
     ];
     let root = schema().to_value();
     for (table, key, value, kind, bounds, form) in cases {
@@ -249,6 +250,31 @@ fn models_and_batches() {
         message(&format!("{LEAST}[model.batch]\npriority_levels = 3\npriority_default = 4\n")),
         "worker.toml:14: model[0].batch.priority_default: got 4, but priority_levels is 3; wants 1 to 3"
     );
+    let batch = |keys: &str| message(&format!("{LEAST}[model.batch]\n{keys}"));
+    assert_eq!(
+        batch("batch_size_max = 8\npreferred_sizes = [4, 9]\n"),
+        "worker.toml:14: model[0].batch.preferred_sizes[1]: got 9, but batch_size_max is 8; wants 1 to 8"
+    );
+    assert_eq!(
+        batch("queue_delay = \"adaptive\"\n"),
+        "worker.toml:13: model[0].batch.queue_delay: \"adaptive\" learns a delay of up to queue_delay_max, which is 0: give \
+         that a bound, such as \"2ms\""
+    );
+    let level = |keys: &str| batch(&format!("[[model.batch.level]]\nlevel = 3\n[[model.batch.level]]\n{keys}\n"));
+    assert_eq!(
+        level("level = 4"),
+        "worker.toml:16: model[0].batch.level[1].level: got 4, but priority_levels is 3; wants 1 to 3"
+    );
+    assert_eq!(
+        level("level = 3"),
+        "worker.toml:16: model[0].batch.level[1].level: got 3, which an earlier entry describes; name it once"
+    );
+    assert_eq!(
+        level("level = 1\ntimeout = \"2h\""),
+        "worker.toml:17: model[0].batch.level[1].timeout: got \"2h\", wants a duration from 0 to 1 h with its unit, such as \
+         \"5ms\", \"20s\" or \"1m30s\""
+    );
+    assert!(level("queue_full = \"reject\"").contains("model[0].batch.level[1].level: is missing"));
     assert_eq!(
         message(&format!("{LEAST}[admin]\nlisten = \"localhost:1\"\n")),
         "worker.toml:13: admin.listen: got \"localhost:1\", wants an IP address and a port, such as \"127.0.0.1:9640\" \

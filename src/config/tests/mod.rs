@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use super::*;
+use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 
 /// An environment out of two tables, on a host named "box".
 pub(super) struct Fake {
@@ -95,11 +96,18 @@ compile_model = true
 sha256 = ""
 [model.batch]
 batch_size_max = 1024
+preferred_sizes = []
 queue_delay_max = "0ms"
+queue_delay = "fixed"
 priority_levels = 3
 priority_default = 2
+priority_aging = "100ms"
 queue_depth_max = 65536
+queue_full = "pause"
 timeout = "0ms"
+timeout_action = "reject"
+allow_timeout_override = true
+level = []
 
 [engine]
 num_threads = 0
@@ -166,11 +174,28 @@ sha256 = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f"
 name = "second"
 path = "second.txt"
 [model.batch]
-batch_size_max = 1
+batch_size_max = 8
+preferred_sizes = [8, 4]
 queue_delay_max = "10s"
-priority_levels = 1
+queue_delay = "adaptive"
+priority_levels = 4
+priority_default = 1
+priority_aging = "0s"
 queue_depth_max = 1
+queue_full = "reject"
 timeout = "1h"
+timeout_action = "delay"
+allow_timeout_override = false
+[[model.batch.level]]
+level = 3
+queue_depth_max = 2
+queue_full = "pause"
+timeout = "0s"
+timeout_action = "reject"
+allow_timeout_override = true
+[[model.batch.level]]
+level = 4
+timeout = "20ms"
 
 [engine]
 num_threads = 2
@@ -207,7 +232,7 @@ fn the_defaults_are_those_of_the_whole_example() {
     assert_eq!(config.routes[0].record_bytes_max.get(), 1 << 20);
     assert_eq!(config.model_of(&config.routes[0]).path, Path::new("/etc/forebay/models/fraud.txt"));
     assert_eq!(config.models[0].batch.priority_default.get(), 2);
-    assert_eq!(config.models[0].batch.timeout, None);
+    assert_eq!(config.models[0].batch.policy, BatchPolicy::default());
     assert_eq!(
         config.engine,
         Engine {
@@ -269,7 +294,15 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
     assert_eq!([false, true], [0, 1].map(|at: usize| config.models[at].compile_model));
     assert_eq!(config.models[1].batch.priority_default.get(), 1);
-    assert_eq!(config.models[1].batch.timeout, Some(Duration::from_secs(3600)));
+    let policy = &config.models[1].batch.policy;
+    assert_eq!((policy.queue_delay, policy.priority_aging), (QueueDelay::Adaptive, None));
+    assert_eq!(policy.preferred_sizes.iter().map(|size| size.get()).collect::<Vec<_>>(), [4, 8]);
+    let of = |level| policy.levels.of(Priority::new(level).unwrap());
+    assert_eq!(of(2).timeout, Some(Duration::from_secs(3600)));
+    assert_eq!((of(2).queue_full, of(2).timeout_action), (QueueFull::Reject, TimeoutAction::Delay));
+    let three = LevelPolicy { queue_depth_max: NonZeroU32::new(2).unwrap(), ..LevelPolicy::default() };
+    assert_eq!(*of(3), three);
+    assert_eq!(*of(4), LevelPolicy { timeout: Some(Duration::from_millis(20)), ..*of(2) });
     assert_eq!(config.engine.pin, Pin::Cores(vec![0, 2]));
     assert_eq!(config.engine.journal, Journal::At("/etc/forebay/state/$.journal".into()));
 }
@@ -326,8 +359,10 @@ fn numbers_in_the_schema_stand_in_the_descriptions() {
     fn look(schema: &Json) {
         for (key, inner) in wants::keys_of(schema) {
             let description = inner["description"].as_str().expect("a description");
-            if inner["type"] == "integer" && key != "priority_default" {
-                let bounds = format!("Default {}, {} to {}", inner["default"], inner["minimum"], inner["maximum"]);
+            // Those two are bounded by another key.
+            if inner["type"] == "integer" && !["priority_default", "level"].contains(&key) {
+                let default = inner.get("default").map_or_else(|| "what stands there".to_owned(), Json::to_string);
+                let bounds = format!("Default {default}, {} to {}", inner["minimum"], inner["maximum"]);
                 assert!(description.contains(&bounds), "{key}: {description}");
             }
             look(inner);

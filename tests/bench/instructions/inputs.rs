@@ -105,7 +105,13 @@ impl Front {
             details: Vec::new(),
         };
         let mut catalog = Catalog::default();
-        catalog.put(ModelEntry::new(ModelId(0), "reference", &schema, 3, priority(), None));
+        catalog.put(ModelEntry::new(
+            ModelId(0),
+            "reference",
+            &schema,
+            vec![forebay::model::LevelTimeout::default(); 3],
+            priority(),
+        ));
         Self::new(Arc::new(catalog))
     }
 

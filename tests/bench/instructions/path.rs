@@ -61,7 +61,6 @@ impl Line {
             sha256: None,
             batch: policy(),
             priority_default: priority(),
-            timeout: None,
         })?;
         let (returns, ended) = bounded(CHUNK);
         let submitter = engine.register(Arc::new(Returns(returns)));

@@ -4,7 +4,7 @@
 //! cheap.
 
 use std::hint::black_box;
-use std::num::{NonZeroU8, NonZeroU32};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,12 +74,7 @@ fn decode() -> anyhow::Result<Round> {
 
 /// How the shipped model's requests are queued.
 pub(crate) fn policy() -> BatchPolicy {
-    BatchPolicy {
-        batch_size_max: whole(BATCH),
-        queue_delay_max: Duration::ZERO,
-        priority_levels: NonZeroU8::MIN.saturating_add(2),
-        queue_depth_max: whole(2 * CHUNK),
-    }
+    BatchPolicy { batch_size_max: whole(BATCH), ..BatchPolicy::default() }
 }
 
 fn whole(number: usize) -> NonZeroU32 {

@@ -100,7 +100,7 @@ fn catalog() -> Catalog {
         };
         let priority = Priority::new(2).expect("2 is a level");
         let model = ModelId(u32::try_from(width).expect("there are few"));
-        catalog.put(ModelEntry::new(model, &format!("m{width}"), &schema, 3, priority, None));
+        catalog.put(ModelEntry::new(model, &format!("m{width}"), &schema, vec![forebay::model::LevelTimeout::default(); 3], priority));
     }
     catalog
 }
