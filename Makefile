@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills fuzz bench bench-forest bench-check check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-check check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ test: setup $(INDEXES) ## Run all tests, those against a real broker too
 test-kills: setup $(INDEXES) ## Kill workers 20 times over 100,000 records, and beside a slow one at 20,000/s
 	FOREBAY_KILLS=20 $(CARGO) test $(BUILD) --features failpoints --test kafka -- --test-threads 1 killed_at_random
 	FOREBAY_RATE=20000 $(CARGO) test $(BUILD) --features failpoints --test kafka -- --test-threads 1 slow_record
+
+test-overload: setup $(INDEXES) ## Send a worker twice what it can score, for 60 s
+	FOREBAY_OVERLOAD_S=60 $(CARGO) test $(BUILD) --features failpoints --test kafka -- --test-threads 1 --nocapture twice_the_load
 
 # Each is written last by its script, so it stands for all models of that script.
 target/models/index.json: tests/models.py tests/requirements.txt $(wildcard tests/data/higgs/*) | setup-test

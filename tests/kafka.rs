@@ -24,6 +24,8 @@ mod group;
 mod kinds;
 #[path = "kafka/metadata.rs"]
 mod metadata;
+#[path = "kafka/overload.rs"]
+mod overload;
 mod support;
 
 use std::process::ExitCode;
@@ -131,6 +133,7 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("killed_at_random_each_key_keeps_its_order", kills::order_of_keys),
         trial("killed_at_random_each_partition_keeps_its_order", kills::order_of_partitions),
         trial("without_an_order_there_is_none", kills::no_order),
+        trial("twice_the_load_is_survived", overload::is_survived),
         trial("a_slow_record_holds_nobody_back", head_of_line::flows),
         trial("killed_beside_a_slow_record", head_of_line::killed),
         trial("one_hostile_sender_among_good_ones", hostile::errors),
