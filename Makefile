@@ -67,6 +67,7 @@ fuzz: setup target/models/index-forest.json ## Damage a million model files a re
 bench: setup build ## Measure the worker beside its floor and its peers, on its own broker
 	@tests/setup/bench
 	$(CARGO) bench --locked --bench worker
+	$(CARGO) bench --locked --bench allocations
 
 bench-forest: build ## Measure the compiled forest beside every library that scores forests
 	@tests/setup/bench-forest

@@ -428,6 +428,7 @@ impl Intake<'_> {
         // What found its level of the queue full waits here, and the source is paused until it is taken.
         let mut parked: VecDeque<(Arc<Chunk>, usize)> = VecDeque::new();
         let mut full = false;
+        let mut scratch = Chunk::default();
         let mut probed = clock::now();
         while !sink_ended() {
             self.submit(&mut parked)?;
@@ -441,7 +442,7 @@ impl Intake<'_> {
             let paused = stopping || full || !parked.is_empty();
             source.set_paused(paused);
             let wait = if paused { PAUSED_WAIT } else { POLL_WAIT };
-            if let Some(chunk) = self.receive(source, wait, stopping)? {
+            if let Some(chunk) = self.receive(source, &mut scratch, wait, stopping)? {
                 self.inbox.received(&chunk);
                 parked.push_back((chunk, 0));
                 self.submit(&mut parked)?;
@@ -459,19 +460,19 @@ impl Intake<'_> {
     fn receive(
         &self,
         source: &mut KafkaSource,
+        scratch: &mut Chunk,
         wait: Duration,
         stopping: bool,
     ) -> Result<Option<Arc<Chunk>>, SourceError> {
-        let mut chunk = Chunk::default();
         let mut arrival = None;
         let count = source.recv(CHUNK_RECORDS_MAX, wait, |message| {
             if !stopping {
                 let now = || Received { arrived: clock::now(), unix_ms: clock::unix_ms() };
-                self.shard.decode(message, *arrival.get_or_insert_with(now), &mut chunk);
+                self.shard.decode(message, *arrival.get_or_insert_with(now), scratch);
             }
         })?;
         self.shard.engine.metrics().records_received.inc_by(count as u64);
-        Ok((!chunk.requests().is_empty()).then(|| Arc::new(chunk)))
+        Ok((!scratch.requests().is_empty()).then(|| Arc::new(scratch.take())))
     }
 
     /// Submits what is parked, in order, as far as the queues take it.

@@ -311,6 +311,23 @@ impl Chunk {
 
     // ---- building: one thread, before the chunk is shared ----
 
+    /// Moves what is in it to a chunk of just that size, and keeps the room for the next one: nothing grows step by step, and
+    /// a chunk that waits holds no more memory than it needs.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        let taken = Self {
+            requests: self.requests.drain(..).collect(),
+            features: self.features.as_slice().to_vec(),
+            text: self.text.as_slice().to_vec(),
+            echo: self.echo.as_slice().to_vec(),
+            originals: self.originals.drain(..).collect(),
+        };
+        self.features.clear();
+        self.text.clear();
+        self.echo.clear();
+        taken
+    }
+
     /// The feature arena, to append rows to. A decoder notes `len()` before and calls [`Chunk::work`] after.
     pub fn features_mut(&mut self) -> &mut Vec<f64> {
         &mut self.features
@@ -489,4 +506,30 @@ pub struct Reply {
     pub payload: Bytes,
     /// Why it is an error reply, when it is one.
     pub error: Option<Box<Reject>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_whole_and_the_room_stays() {
+        let mut scratch = Chunk::default();
+        for round in [1.0, 2.0] {
+            scratch.features_mut().extend([round; 3]);
+            let work = scratch.work(ModelId(0), 0, 1, false, Priority::new(1).expect("1 is not 0"), None);
+            let id_json = scratch.push_text(b"\"r\"");
+            scratch.push_echo("traceparent", b"t");
+            let position = Position { partition: PartitionId(0), offset: 0 };
+            let arrived = crate::clock::now();
+            let address = ReplyAddress::Route;
+            scratch.push(NewRequest { position, route: 0, arrived, id_json, key: None, address, work: Ok(work) });
+            let taken = scratch.take();
+            let request = &taken.requests()[0];
+            assert_eq!(taken.rows(request.work.as_ref().expect("readable")), [round; 3]);
+            assert_eq!((taken.str(request.id_json), taken.echo(request).len()), ("\"r\"", 1));
+            assert_eq!((taken.features.capacity(), taken.text.capacity()), (3, 4));
+            assert!(scratch.requests().is_empty() && scratch.features.capacity() >= 3);
+        }
+    }
 }

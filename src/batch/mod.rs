@@ -324,6 +324,7 @@ impl<T> DynamicBatcher<T> {
     /// The batch is closed there, spare room or not. To skip over that head would break the order of its level. To
     /// fill up from lower levels would let them overtake it, and make longer what it waits for now: this batch.
     fn fill(&mut self, now: Instant, rows_max: u64, batch: &mut Vec<Entry<T>>) {
+        batch.reserve(self.queue.len().min(usize::try_from(rows_max).unwrap_or(usize::MAX)));
         let mut rows = self.fill_aged(now, rows_max, batch);
         'lanes: for lane in 0..self.queue.lanes() {
             while let Some(head) = self.queue.head(lane) {

@@ -1,9 +1,13 @@
 //! One transactional producer: librdkafka's calls, each bounded, each error with its fate.
 //!
 //! rdkafka's own `commit_transaction` flushes in slices of 100 ms. Here delivery reports are served by a thread of the
-//! producer, so librdkafka's flush and commit are called directly, which makes a cycle of 3 ms.
-#![allow(unsafe_code, reason = "librdkafka's flush and commit are called directly")]
+//! producer, so librdkafka's flush and commit are called directly, which makes a cycle of 3 ms. A reply without headers
+//! goes to librdkafka directly too, by its topic's handle: rdkafka would copy and look up the topic's name for each.
+#![allow(unsafe_code, reason = "librdkafka's produce, flush and commit are called directly")]
 
+mod topic;
+
+use std::cell::RefCell;
 use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +22,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use rdkafka::{ClientConfig, TopicPartitionList};
 use rdkafka_sys::types::RDKafkaRespErr;
 
+use self::topic::Topics;
 use crate::client::{self, BrokerWatch, is_connection};
 
 /// What a failed call of a transaction means for what comes next.
@@ -62,6 +67,8 @@ pub(super) struct Outgoing<'a> {
 
 /// A producer of replies: with a transactional id, or without one.
 pub(super) struct ReplyProducer {
+    /// Handles of the topics that replies went to. Declared first: they must be gone before the producer is.
+    topics: RefCell<Topics>,
     producer: ThreadedProducer<DeliveryReports>,
     reports: Arc<Mutex<Reports>>,
 }
@@ -76,7 +83,7 @@ impl ReplyProducer {
         let context = DeliveryReports { reports: Arc::clone(&reports), watch, every };
         let producer = ThreadedProducer::from_config_and_context(settings, context);
         let producer = producer.map_err(|error| format!("kafka.client: {error}"))?;
-        Ok(Self { producer, reports })
+        Ok(Self { topics: RefCell::default(), producer, reports })
     }
 
     /// Fences earlier producers of this id and ends their transaction. May be called again after a failure.
@@ -91,16 +98,22 @@ impl ReplyProducer {
 
     /// Hands a reply to librdkafka. A full local queue is waited for.
     pub(super) fn send(&self, outgoing: Outgoing<'_>) -> Result<(), TransactionError> {
-        let Outgoing { topic, partition, key, payload, headers, index } = outgoing;
-        let timestamp = None;
-        let mut record = BaseRecord { topic, partition, payload, key, timestamp, headers, delivery_opaque: index };
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    record = back;
+        let index = outgoing.index;
+        let mut back = Some(outgoing);
+        while let Some(outgoing) = back {
+            let sent = match outgoing.headers {
+                None => {
+                    let sent = self.topics.borrow_mut().send(&self.producer, &outgoing);
+                    sent.map_err(|error| Box::new((error, outgoing)))
+                }
+                Some(_) => self.send_with_headers(outgoing),
+            };
+            back = match sent.map_err(|back| *back) {
+                Ok(()) => None,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), outgoing)) => {
                     // The queue empties by the broker's answers; librdkafka has no call that waits for just that.
                     std::thread::sleep(Duration::from_micros(200));
+                    Some(outgoing)
                 }
                 Err((KafkaError::MessageProduction(code), _)) if is_definite(code) => {
                     return Err(TransactionError::Refused(vec![Refusal { index: Some(index), code }]));
@@ -109,8 +122,19 @@ impl ReplyProducer {
                     return Err(self.why_closed());
                 }
                 Err((error, _)) => return Err(self.fate(error)),
-            }
+            };
         }
+        Ok(())
+    }
+
+    fn send_with_headers<'a>(&self, outgoing: Outgoing<'a>) -> Result<(), Box<(KafkaError, Outgoing<'a>)>> {
+        let Outgoing { topic, partition, key, payload, headers, index } = outgoing;
+        let timestamp = None;
+        let record = BaseRecord { topic, partition, payload, key, timestamp, headers, delivery_opaque: index };
+        self.producer.send(record).map_err(|(error, back)| {
+            let BaseRecord { topic, partition, payload, key, headers, delivery_opaque: index, .. } = back;
+            Box::new((error, Outgoing { topic, partition, key, payload, headers, index }))
+        })
     }
 
     /// Why the open transaction takes no more replies: an earlier one was refused.

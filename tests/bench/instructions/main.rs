@@ -8,6 +8,7 @@
 //! The exit code is 1 when a figure is past its tolerance, or a stage and the table do not fit.
 #![allow(clippy::print_stdout, reason = "it is a program")]
 
+#[path = "../allocator.rs"]
 mod allocator;
 mod callgrind;
 mod inputs;
