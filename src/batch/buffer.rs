@@ -1,12 +1,14 @@
 //! Matrices' memory, lent and taken back: a request for `len` elements in, a zeroed buffer of that length out.
 //!
 //! Invariants:
-//! 1. A lent buffer reads as zero, whoever had it before.
+//! 1. A lent buffer reads as zero, whoever had it before, and so does the rest of its size class, which nobody can reach:
+//!    new memory is zero, and what was lent is zeroed when it comes back, while it is still in the processor's cache.
 //! 2. A buffer is lent to one holder at a time and comes back when that one drops it. There is no other way to hand
 //!    one back, so it cannot come back twice.
 //! 3. Idle buffers hold at most `idle_bytes_max`; one that would exceed this is freed instead of kept.
 
 use std::fmt;
+use std::iter::Sum;
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ pub struct MemoryPool<E: Element = f64> {
 }
 
 /// What a pool holds and how it served, at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PoolStats {
     /// Buffers held, idle and lent.
     pub total_buffers: usize,
@@ -31,6 +33,24 @@ pub struct PoolStats {
     /// Requests that took new memory.
     pub misses: u64,
 }
+
+impl Sum for PoolStats {
+    fn sum<I: Iterator<Item = Self>>(stats: I) -> Self {
+        stats.fold(Self::default(), |sum, one| Self {
+            total_buffers: sum.total_buffers + one.total_buffers,
+            memory_usage_mb: sum.memory_usage_mb + one.memory_usage_mb,
+            hits: sum.hits + one.hits,
+            misses: sum.misses + one.misses,
+        })
+    }
+}
+
+/// Memory of a whole size class that is not the heap's. It reads as zero when it is made, and frees itself when dropped.
+pub type Block<E> = Box<dyn DerefMut<Target = [E]> + Send>;
+
+/// Where a pool's memory comes from: a size class in elements in, a block of exactly that many out; `None` leaves the
+/// class to the heap.
+pub type BlockSource<E> = Box<dyn Fn(usize) -> Option<Block<E>> + Send + Sync>;
 
 /// An element type that the models take: `f32` or `f64`.
 pub trait Element: Copy + Default + Send + fmt::Debug + sealed::Sealed + 'static {}
@@ -47,10 +67,16 @@ mod sealed {
 const CLASS_MIN_ELEMENTS: usize = 64;
 
 impl<E: Element> MemoryPool<E> {
-    /// An empty pool that keeps at most `idle_bytes_max` of returned buffers; 0 keeps none.
+    /// An empty pool on the heap that keeps at most `idle_bytes_max` of returned buffers; 0 keeps none.
     #[must_use]
     pub fn new(idle_bytes_max: usize) -> Self {
-        Self { shared: Arc::new(Shared { idle_bytes_max, state: Mutex::new(State::default()) }) }
+        Self::with_source(idle_bytes_max, Box::new(|_| None))
+    }
+
+    /// The same, on memory of the caller's choice.
+    #[must_use]
+    pub fn with_source(idle_bytes_max: usize, source: BlockSource<E>) -> Self {
+        Self { shared: Arc::new(Shared { idle_bytes_max, source, state: Mutex::default() }) }
     }
 
     /// A buffer of exactly `len` zeros.
@@ -61,17 +87,8 @@ impl<E: Element> MemoryPool<E> {
     pub fn get_buffer(&self, len: usize) -> PooledBuffer<E> {
         let class = Class::of(len);
         let recycled = self.shared.state.lock().lend(class);
-        let data = if let Some(mut data) = recycled {
-            data.clear();
-            data.resize(len, E::default());
-            data
-        } else {
-            // Zeroed by the allocator: a page is touched first by the thread that fills it.
-            let mut data = vec![E::default(); class.elements()];
-            data.truncate(len);
-            data
-        };
-        PooledBuffer { data, class, home: Arc::clone(&self.shared) }
+        let memory = recycled.unwrap_or_else(|| Memory::new(class, &self.shared.source));
+        PooledBuffer { memory, len, class, home: Arc::clone(&self.shared) }
     }
 
     /// Frees the idle buffers. Lent ones come back as ever; the counts of hits and misses go on.
@@ -102,7 +119,8 @@ impl<E: Element> MemoryPool<E> {
 
 /// A lent buffer: a slice of exactly the length asked for. It goes back to its pool when dropped.
 pub struct PooledBuffer<E: Element = f64> {
-    data: Vec<E>,
+    memory: Memory<E>,
+    len: usize,
     class: Class,
     home: Arc<Shared<E>>,
 }
@@ -111,29 +129,64 @@ impl<E: Element> Deref for PooledBuffer<E> {
     type Target = [E];
 
     fn deref(&self) -> &[E] {
-        &self.data
+        &self.memory.class()[..self.len]
     }
 }
 
 impl<E: Element> DerefMut for PooledBuffer<E> {
     fn deref_mut(&mut self) -> &mut [E] {
-        &mut self.data
+        &mut self.memory.class_mut()[..self.len]
     }
 }
 
 impl<E: Element> fmt::Debug for PooledBuffer<E> {
     /// The length only: features are a caller's data, and many.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PooledBuffer").field("len", &self.len()).finish_non_exhaustive()
+        f.debug_struct("PooledBuffer").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
 impl<E: Element> Drop for PooledBuffer<E> {
     fn drop(&mut self) {
-        let data = std::mem::take(&mut self.data);
-        let refused = self.home.state.lock().take_back(data, self.class, self.home.idle_bytes_max);
+        // What its holder could reach; the rest of the class is zero already.
+        self.fill(E::default());
+        let memory = std::mem::replace(&mut self.memory, Memory::Heap(Box::default()));
+        let refused = self.home.state.lock().take_back(memory, self.class, self.home.idle_bytes_max);
         // Freed after the lock is gone.
         drop(refused);
+    }
+}
+
+/// A size class's elements, all of them.
+enum Memory<E> {
+    Heap(Box<[E]>),
+    Given(Block<E>),
+}
+
+impl<E: Element> Memory<E> {
+    fn new(class: Class, source: &BlockSource<E>) -> Self {
+        match source(class.elements()) {
+            Some(block) => {
+                assert_eq!(block.len(), class.elements(), "a block is as long as its class");
+                Self::Given(block)
+            }
+            // Zeroed by the allocator: a page is touched first by the thread that fills it.
+            None => Self::Heap(vec![E::default(); class.elements()].into_boxed_slice()),
+        }
+    }
+
+    fn class(&self) -> &[E] {
+        match self {
+            Self::Heap(elements) => elements,
+            Self::Given(block) => block,
+        }
+    }
+
+    fn class_mut(&mut self) -> &mut [E] {
+        match self {
+            Self::Heap(elements) => elements,
+            Self::Given(block) => block,
+        }
     }
 }
 
@@ -161,16 +214,21 @@ impl Class {
     }
 }
 
-#[derive(Debug)]
 struct Shared<E> {
     idle_bytes_max: usize,
+    source: BlockSource<E>,
     state: Mutex<State<E>>,
 }
 
-#[derive(Debug)]
+impl<E> fmt::Debug for Shared<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("idle_bytes_max", &self.idle_bytes_max).finish_non_exhaustive()
+    }
+}
+
 struct State<E> {
     /// Idle buffers by class, smallest first. The last returned is lent first: it is the likeliest to be in cache.
-    shelves: Vec<Vec<Vec<E>>>,
+    shelves: Vec<Vec<Memory<E>>>,
     idle_buffers: usize,
     idle_bytes: usize,
     lent_buffers: usize,
@@ -187,7 +245,7 @@ impl<E> Default for State<E> {
 
 impl<E: Element> State<E> {
     /// Counts one buffer as lent, and gives an idle one of that class if there is one.
-    fn lend(&mut self, class: Class) -> Option<Vec<E>> {
+    fn lend(&mut self, class: Class) -> Option<Memory<E>> {
         self.lent_buffers += 1;
         self.lent_bytes += class.bytes::<E>();
         let recycled = self.shelves.get_mut(class.shelf()).and_then(Vec::pop);
@@ -202,17 +260,17 @@ impl<E: Element> State<E> {
     }
 
     /// Puts a buffer on its shelf, or gives it back to be freed when the pool is full.
-    fn take_back(&mut self, data: Vec<E>, class: Class, idle_bytes_max: usize) -> Option<Vec<E>> {
+    fn take_back(&mut self, memory: Memory<E>, class: Class, idle_bytes_max: usize) -> Option<Memory<E>> {
         let bytes = class.bytes::<E>();
         self.lent_buffers -= 1;
         self.lent_bytes -= bytes;
         if self.idle_bytes + bytes > idle_bytes_max {
-            return Some(data);
+            return Some(memory);
         }
         if self.shelves.len() <= class.shelf() {
             self.shelves.resize_with(class.shelf() + 1, Vec::new);
         }
-        self.shelves[class.shelf()].push(data);
+        self.shelves[class.shelf()].push(memory);
         self.idle_buffers += 1;
         self.idle_bytes += bytes;
         None
@@ -240,6 +298,37 @@ mod tests {
         }
         let stats = pool.get_stats();
         assert_eq!((stats.total_buffers, stats.hits, stats.misses), (1, 4, 1));
+    }
+
+    #[test]
+    fn the_first_holders_data_is_nowhere_in_what_the_second_gets() {
+        let pool = MemoryPool::<f64>::new(64 * KIB);
+        let mut first = pool.get_buffer(128);
+        first.fill(4.0);
+        let place = first.as_ptr();
+        drop(first);
+        // The shorter, the more of the class lies beyond what is lent.
+        for len in [128, 100, 65] {
+            let mut next = pool.get_buffer(len);
+            assert_eq!((next.as_ptr(), next.memory.class().len()), (place, 128), "the same memory");
+            assert!(is_zero(next.memory.class()), "old data in the class of a buffer of {len}");
+            next.fill(5.0);
+        }
+        assert!(is_zero(pool.shared.state.lock().shelves[1][0].class()), "old data in an idle buffer");
+    }
+
+    #[test]
+    fn memory_is_the_sources_where_it_gives_some() {
+        let given = |class: usize| -> Option<Block<f64>> { (class >= 128).then(|| Box::new(vec![0.0; class]) as _) };
+        let pool = MemoryPool::with_source(64 * KIB, Box::new(given));
+        let (small, mut large) = (pool.get_buffer(64), pool.get_buffer(100));
+        assert!(matches!((&small.memory, &large.memory), (Memory::Heap(_), Memory::Given(_))));
+        large.fill(6.0);
+        let place = large.as_ptr();
+        drop(large);
+        let again = pool.get_buffer(128);
+        assert_eq!(again.as_ptr(), place);
+        assert!(is_zero(&again));
     }
 
     #[test]

@@ -28,7 +28,7 @@ mod service;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-pub use buffer::{Element, MemoryPool, PoolStats, PooledBuffer};
+pub use buffer::{Block, BlockSource, Element, MemoryPool, PoolStats, PooledBuffer};
 pub use policy::{AGED_SHARE, BatchPolicy, LevelPolicy, Levels, QueueDelay, QueueFull, TimeoutAction};
 pub use queue::Entry;
 pub use service::ServiceTime;
