@@ -13,6 +13,10 @@ use crate::stages::Stage;
 /// of two files. Callgrind does both for the thread that gets there and for no other.
 const MARKS: [&str; 2] = ["--zero-before=*measured_part*", "--dump-before=*measured_end*"];
 
+/// Callgrind counts `rep stosb` and `rep movsb` once a byte, the processor as one instruction; past these sizes glibc's
+/// memset and memcpy use them. With the sizes out of reach they store a vector an instruction.
+const NO_REPEATS: &str = "glibc.cpu.x86_rep_stosb_threshold=0x40000000:glibc.cpu.x86_rep_movsb_threshold=0x40000000";
+
 /// Instructions of a round: of its measured part, or with several threads of all that one round more adds.
 pub(crate) fn instructions(stage: &Stage, folder: &Path) -> anyhow::Result<u64> {
     if stage.threads {
@@ -28,6 +32,7 @@ pub(crate) fn instructions(stage: &Stage, folder: &Path) -> anyhow::Result<u64> 
 fn run(stage: &str, warm_up: usize, marks: &[&str], folder: &Path, ending: &str) -> anyhow::Result<u64> {
     let out = folder.join(format!("{stage}.{warm_up}"));
     let ran = Command::new("valgrind")
+        .env("GLIBC_TUNABLES", NO_REPEATS)
         .args(["--tool=callgrind", "--quiet"])
         .args(marks)
         .arg(format!("--callgrind-out-file={}", out.display()))
