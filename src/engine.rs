@@ -36,6 +36,9 @@ pub struct InferenceEngineConfig {
     pub num_threads: usize,
     /// Where score threads are pinned. Default [`Pin::Auto`].
     pub pin: Pin,
+    /// Whether batch buffers of 2 MiB and more ask for huge pages, which spare the processor page-table look-ups. Default
+    /// false.
+    pub huge_pages: bool,
     /// Most rows in a batch. Default 64.
     pub max_batch_size: NonZeroU32,
     /// Most requests between `enqueue_prediction` and their answer. Past it `enqueue_prediction` answers
@@ -54,6 +57,7 @@ impl Default for InferenceEngineConfig {
             enable_batching: true,
             num_threads: 0,
             pin: Pin::Auto,
+            huge_pages: false,
             max_batch_size: NonZeroU32::MIN.saturating_add(63),
             max_concurrent_requests: NonZeroU32::MIN.saturating_add(99),
             queue_delay_max: Duration::ZERO,
@@ -166,7 +170,7 @@ pub struct InferenceEngine {
     /// How each model is queued; locked while one is loaded.
     policies: Mutex<Vec<BatchPolicy>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    score_threads: usize,
+    plan: Arc<Plan>,
     door: Arc<Door>,
     door_id: SubmitterId,
     metrics: Arc<Metrics>,
@@ -188,13 +192,14 @@ impl InferenceEngine {
     /// As [`InferenceEngine::new`].
     pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
         let plan = Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?;
-        let scheduler = Arc::new(Scheduler::new(Pools::new(), Arc::clone(&metrics)));
+        plan.log();
+        let plan = Arc::new(plan);
+        let scheduler = Arc::new(Scheduler::new(Pools::new(&plan, config.huge_pages), Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);
         let (catalog, policies) = (ArcSwap::default(), Mutex::default());
-        let score_threads = plan.cores.len();
-        Ok(Self { scheduler, catalog, policies, threads, score_threads, door, door_id, metrics, config })
+        Ok(Self { scheduler, catalog, policies, threads, plan, door, door_id, metrics, config })
     }
 
     /// Loads a model under the name of its file (without the ending), or puts a new version in the place of the one
@@ -272,15 +277,15 @@ impl InferenceEngine {
             }
             None => (ModelId(u32::try_from(policies.len()).expect("few models")), 1),
         };
-        let loaded = LoadedModel::new(&spec.name, version, sha256, model, self.score_threads)?;
+        let loaded = LoadedModel::new(&spec.name, version, sha256, model, self.score_threads())?;
         let levels = spec.batch.levels.iter();
         let timeouts =
             levels.map(|level| LevelTimeout { timeout: level.timeout, fixed: !level.allow_timeout_override });
         let entry = ModelEntry::new(id, &spec.name, loaded.schema(), timeouts.collect(), spec.priority_default);
         if let Some(file) = self.config.journal.as_ref().filter(|_| loaded.runs_native_code()) {
-            self.scheduler.open_journal(file, self.score_threads);
+            self.scheduler.open_journal(file, self.score_threads());
         }
-        self.scheduler.put_model(id, Arc::new(loaded), &spec.batch, self.score_threads);
+        self.scheduler.put_model(id, Arc::new(loaded), &spec.batch, self.score_threads());
         if version == 1 {
             policies.push(spec.batch.clone());
         }
@@ -346,7 +351,7 @@ impl InferenceEngine {
     /// The seed's snapshot.
     #[must_use]
     pub fn get_performance_metrics(&self) -> PerformanceSnapshot {
-        PerformanceMetrics::new(&self.metrics).get_metrics(self.scheduler.waiting(), self.scheduler.pools.get_stats())
+        PerformanceMetrics::new(&self.metrics).get_metrics(self.scheduler.waiting(), self.scheduler.pools.snapshot())
     }
 
     /// The counters behind the snapshot.
@@ -370,7 +375,13 @@ impl InferenceEngine {
     /// Score threads that run.
     #[must_use]
     pub fn score_threads(&self) -> usize {
-        self.score_threads
+        self.plan.places.len()
+    }
+
+    /// Where the score threads run.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Registers a submitter of whole chunks.

@@ -214,7 +214,7 @@ impl<'a> PerformanceMetrics<'a> {
 
     /// The seed's snapshot.
     #[must_use]
-    pub fn get_metrics(&self, waiting: usize, pool: PoolStats) -> PerformanceSnapshot {
+    pub fn get_metrics(&self, waiting: usize, memory_pool: MemoryPoolSnapshot) -> PerformanceSnapshot {
         let (batches, rows) = (self.metrics.batches.get(), self.metrics.rows.get());
         let failed = self.metrics.failed_total();
         let inference_s: f64 = {
@@ -228,10 +228,7 @@ impl<'a> PerformanceMetrics<'a> {
             total_requests: self.metrics.requests_scored.get() + failed,
             failed_requests: failed,
             cache_hit_rate: 0.0,
-            memory_pool: MemoryPoolSnapshot {
-                total_buffers: pool.total_buffers,
-                memory_usage_mb: pool.memory_usage_mb,
-            },
+            memory_pool,
             dynamic_batcher: BatcherSnapshot {
                 processed_batches: batches,
                 avg_batch_size: ratio(to_f64(rows), batches),
@@ -265,6 +262,40 @@ pub struct MemoryPoolSnapshot {
     pub total_buffers: usize,
     /// What they hold, in MiB.
     pub memory_usage_mb: f64,
+    /// Batches that an idle buffer served.
+    pub hits: u64,
+    /// Batches that took new memory.
+    pub misses: u64,
+    /// The same by NUMA node; one entry without a number where memory is held to none.
+    pub nodes: Vec<NodePoolSnapshot>,
+}
+
+/// The batch buffers of one NUMA node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodePoolSnapshot {
+    /// The system's number of the node.
+    pub node: Option<u32>,
+    /// As [`MemoryPoolSnapshot::total_buffers`].
+    pub total_buffers: usize,
+    /// As [`MemoryPoolSnapshot::memory_usage_mb`].
+    pub memory_usage_mb: f64,
+    /// As [`MemoryPoolSnapshot::hits`].
+    pub hits: u64,
+    /// As [`MemoryPoolSnapshot::misses`].
+    pub misses: u64,
+}
+
+impl MemoryPoolSnapshot {
+    /// The sum of all nodes' pools, and each of them.
+    #[must_use]
+    pub fn new(pools: &[(Option<u32>, PoolStats)]) -> Self {
+        let PoolStats { total_buffers, memory_usage_mb, hits, misses } = pools.iter().map(|(_, stats)| *stats).sum();
+        let nodes = pools.iter().map(|&(node, stats)| {
+            let PoolStats { total_buffers, memory_usage_mb, hits, misses } = stats;
+            NodePoolSnapshot { node, total_buffers, memory_usage_mb, hits, misses }
+        });
+        Self { total_buffers, memory_usage_mb, hits, misses, nodes: nodes.collect() }
+    }
 }
 
 /// The batcher's part of the snapshot.
@@ -299,12 +330,17 @@ mod tests {
         recorder.update_inference("m", 1, Duration::from_millis(4), Duration::from_millis(1));
         recorder.record_error(ErrorCode::BadRequest);
         metrics.requests_scored.inc_by(4);
-        let pool = PoolStats { total_buffers: 2, memory_usage_mb: 0.5, hits: 0, misses: 2 };
-        let json = serde_json::to_value(recorder.get_metrics(7, pool)).unwrap();
+        let pool = PoolStats { total_buffers: 2, memory_usage_mb: 0.5, hits: 3, misses: 2 };
+        let other = PoolStats { total_buffers: 1, memory_usage_mb: 0.25, hits: 1, misses: 1 };
+        let pools = MemoryPoolSnapshot::new(&[(Some(0), pool), (Some(2), other)]);
+        let json = serde_json::to_value(recorder.get_metrics(7, pools)).unwrap();
         let avg = json["avg_inference_time_ms"].as_f64().unwrap();
         assert!((avg - 3.0).abs() < 1e-9, "{avg}");
         assert_eq!(json["total_requests"], 5);
-        assert_eq!(json["memory_pool"]["total_buffers"], 2);
+        let memory = &json["memory_pool"];
+        assert_eq!((&memory["total_buffers"], &memory["memory_usage_mb"]), (&3.into(), &0.75.into()));
+        assert_eq!((&memory["hits"], &memory["misses"]), (&4.into(), &3.into()));
+        assert_eq!((&memory["nodes"][1]["node"], &memory["nodes"][1]["total_buffers"]), (&2.into(), &1.into()));
         assert_eq!(json["dynamic_batcher"]["avg_batch_size"], 2.0);
         assert_eq!(json["dynamic_batcher"]["processed_batches"], 2);
         let text = metrics.to_text();

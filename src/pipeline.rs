@@ -29,6 +29,7 @@ use crate::decode::{Decoded, Received, RouteDecoder};
 use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, ModelSpec};
 use crate::metrics::Metrics;
 use crate::model::{Backend, ModelError, ModelType};
+use crate::placement::settle_shard;
 use crate::record::{Chunk, Message, ModelId};
 use crate::score::{JournalFile, SubmitterId};
 use crate::sink::inbox::{Event, Inbox};
@@ -241,6 +242,7 @@ fn engine_config(config: &Config) -> InferenceEngineConfig {
         journal,
         num_threads: config.engine.num_threads.map_or(0, |threads| threads.get() as usize),
         pin: config.engine.pin.clone(),
+        huge_pages: config.engine.huge_pages == config::HugePages::Transparent,
         ..InferenceEngineConfig::default()
     }
 }
@@ -319,6 +321,8 @@ impl Shard {
 
     /// The source thread. `None` when the worker failed; why is in [`Failure`].
     fn run(self) -> Option<Ended> {
+        // First of all: librdkafka's threads, and the shard's own, stay where the thread is that starts them.
+        settle_shard(self.engine.plan(), self.number);
         let ended = self.serve();
         let ended = ended.map_err(|error| self.failure.set(error));
         ended.ok().flatten()

@@ -28,7 +28,7 @@ use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry, QueueFull, back
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics};
 use crate::model::LoadedModel;
-use crate::placement::{self, Plan};
+use crate::placement::{Plan, settle_score};
 #[cfg(doc)]
 use crate::record::Work;
 use crate::record::{Chunk, ErrorCode, ModelId, PartitionId, Reject, ScoredBatch, Ticket};
@@ -125,12 +125,12 @@ impl Scheduler {
     }
 
     /// Starts one score thread a place of the plan, and the thread that keeps deadlines.
-    pub(crate) fn start(self: &Arc<Self>, plan: &Plan) -> std::io::Result<Vec<JoinHandle<()>>> {
-        let mut threads = Vec::with_capacity(plan.cores.len() + 1);
-        for (thread, core) in plan.cores.iter().copied().enumerate() {
-            let scheduler = Arc::clone(self);
+    pub(crate) fn start(self: &Arc<Self>, plan: &Arc<Plan>) -> std::io::Result<Vec<JoinHandle<()>>> {
+        let mut threads = Vec::with_capacity(plan.places.len() + 1);
+        for (thread, place) in plan.places.iter().copied().enumerate() {
+            let (scheduler, plan) = (Arc::clone(self), Arc::clone(plan));
             threads.push(Builder::new().name(format!("forebay-score-{thread}")).spawn(move || {
-                placement::pin_current(core);
+                settle_score(&plan, place);
                 scheduler.run_score(thread);
             })?);
         }
@@ -378,7 +378,7 @@ impl Scheduler {
         let Turn { thread, id, model, journal, suspect } = turn;
         let (width, outputs) = (model.schema().width(), model.schema().outputs);
         let (mut outcomes, rows) = lay_out(&batch, width);
-        let mut matrix = Matrix::new(&self.pools, model.schema().row_type, rows, width);
+        let mut matrix = Matrix::new(self.pools.of(thread), model.schema().row_type, rows, width);
         for (entry, outcome) in batch.iter().zip(&mut outcomes) {
             if let Ok(first) = outcome
                 && let Err(reject) = matrix.put(*first, features_of(entry))

@@ -12,6 +12,7 @@ mod model;
 #[cfg(feature = "kafka")]
 mod run;
 mod score;
+mod topology;
 
 use std::error::Error;
 use std::io;
@@ -68,6 +69,8 @@ enum Command {
     Model(model::ModelArgs),
     /// Measure what a model costs
     Bench(bench::BenchArgs),
+    /// Cores, NUMA nodes, and where threads will be pinned
+    Topology(topology::TopologyArgs),
     /// Check a worker.toml, or print it with all defaults
     Config(config::ConfigArgs),
     /// Stream real records through an in-process broker, or through your own
@@ -178,6 +181,7 @@ pub fn main() -> ExitCode {
         Command::Score(args) => score::run(args),
         Command::Model(args) => model::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Topology(args) => topology::run(args),
         Command::Config(args) => config::run(args),
         #[cfg(feature = "kafka")]
         Command::Demo(args) => demo::run(args),

@@ -314,7 +314,7 @@ impl Check<'_> {
                 Journal::At(base_dir.join(path))
             }
         };
-        Engine { num_threads, pin, in_flight_max: raw.in_flight_max, journal }
+        Engine { num_threads, pin, huge_pages: raw.huge_pages, in_flight_max: raw.in_flight_max, journal }
     }
 }
 

@@ -93,6 +93,7 @@ fn engine(engine: &Engine) -> RawEngine {
             Pin::Off => RawPin::Mode(PinMode::Off),
             Pin::Cores(cores) => RawPin::Cores(cores.clone()),
         },
+        huge_pages: engine.huge_pages,
         in_flight_max: engine.in_flight_max,
         journal: match &engine.journal {
             Journal::Auto => "auto".to_owned(),

@@ -46,8 +46,8 @@ pub use raw::schema;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
 pub use values::{
-    DeadlineFrom, Delivery, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance, ReplyMetadata,
-    StartPosition,
+    DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance,
+    ReplyMetadata, StartPosition,
 };
 
 /// A whole worker.toml, validated.
@@ -193,6 +193,8 @@ pub struct Engine {
     pub num_threads: Option<NonZeroU32>,
     /// Which cores they are pinned to.
     pub pin: Pin,
+    /// Which pages large batch buffers lie in.
+    pub huge_pages: HugePages,
     /// Most records in the worker; past it the source pauses.
     pub in_flight_max: NonZeroU32,
     /// Where the records that native models score are named.

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::values::{
-    BytesText, DeadlineFrom, Delivery, DurationText, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, PinMode,
-    RawClientValue, RawPin, Rebalance, ReplyMetadata, StartPosition,
+    BytesText, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType, OnBadPosition,
+    Ordering, PinMode, RawClientValue, RawPin, Rebalance, ReplyMetadata, StartPosition,
 };
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 
@@ -273,6 +273,9 @@ pub(super) struct RawEngine {
     pub(super) num_threads: u32,
     /// Which cores the score threads are pinned to: "auto", "off", or a list of cores. Default "auto".
     pub(super) pin: RawPin,
+    /// Whether batch buffers of 2 MiB and more lie in huge pages: "off", or "transparent" where the kernel gives some.
+    /// Default "off".
+    pub(super) huge_pages: HugePages,
     /// Most records in the worker; past it the source pauses. Default 65536, 1 to 10000000.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub(super) in_flight_max: NonZeroU32,
@@ -392,6 +395,7 @@ impl Default for RawEngine {
         Self {
             num_threads: 0,
             pin: RawPin::Mode(PinMode::Auto),
+            huge_pages: HugePages::default(),
             in_flight_max: const { count(65_536) },
             journal: "auto".to_owned(),
         }

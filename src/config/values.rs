@@ -107,6 +107,17 @@ pub enum ModelType {
     Xgboost,
 }
 
+/// Which pages large batch buffers lie in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HugePages {
+    /// Those of the usual size.
+    #[default]
+    Off,
+    /// Huge ones, if the kernel has some (it is asked by madvise).
+    Transparent,
+}
+
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

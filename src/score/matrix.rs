@@ -2,32 +2,64 @@
 
 use std::ops::Range;
 
-use crate::batch::{MemoryPool, PoolStats, PooledBuffer};
+use crate::batch::{MemoryPool, PooledBuffer};
+use crate::metrics::MemoryPoolSnapshot;
 use crate::model::{RowType, Rows, Values};
+use crate::placement::Plan;
+use crate::placement::memory::MemoryPolicy;
 use crate::record::Reject;
 
-/// Batch buffers that are kept for reuse: a score thread needs one at a time, of a few MiB at the most.
+/// Batch buffers that a node keeps for reuse, of each float type: a score thread needs one at a time, of a few MiB at the
+/// most.
 const IDLE_BYTES_MAX: usize = 64 << 20;
 
-/// The batch buffers of both float types.
+/// The batch buffers of each NUMA node that threads are held to; of one part where they are held to none.
 #[derive(Debug)]
 pub(crate) struct Pools {
+    nodes: Vec<NodePools>,
+    /// Each score thread's part.
+    of_thread: Vec<usize>,
+}
+
+/// A node's batch buffers, of both float types.
+#[derive(Debug)]
+pub(super) struct NodePools {
+    node: Option<u32>,
     f32: MemoryPool<f32>,
     f64: MemoryPool<f64>,
 }
 
 impl Pools {
-    pub(crate) fn new() -> Self {
-        Self { f32: MemoryPool::new(IDLE_BYTES_MAX), f64: MemoryPool::new(IDLE_BYTES_MAX) }
+    pub(crate) fn new(plan: &Plan, huge_pages: bool) -> Self {
+        let nodes = plan.nodes.iter().map(|node| Some(node.os_index));
+        let nodes = if plan.nodes.is_empty() { vec![None] } else { nodes.collect() };
+        let pools = nodes.into_iter().map(|node| NodePools::new(MemoryPolicy { node, huge_pages }));
+        Self {
+            nodes: pools.collect(),
+            of_thread: plan.places.iter().map(|place| place.node.unwrap_or_default()).collect(),
+        }
     }
 
-    pub(crate) fn get_stats(&self) -> PoolStats {
-        let (a, b) = (self.f32.get_stats(), self.f64.get_stats());
-        PoolStats {
-            total_buffers: a.total_buffers + b.total_buffers,
-            memory_usage_mb: a.memory_usage_mb + b.memory_usage_mb,
-            hits: a.hits + b.hits,
-            misses: a.misses + b.misses,
+    /// The buffers near a score thread.
+    pub(super) fn of(&self, thread: usize) -> &NodePools {
+        &self.nodes[self.of_thread[thread]]
+    }
+
+    pub(crate) fn snapshot(&self) -> MemoryPoolSnapshot {
+        let stats = self.nodes.iter().map(|pools| {
+            let both = [pools.f32.get_stats(), pools.f64.get_stats()];
+            (pools.node, both.into_iter().sum())
+        });
+        MemoryPoolSnapshot::new(&stats.collect::<Vec<_>>())
+    }
+}
+
+impl NodePools {
+    fn new(policy: MemoryPolicy) -> Self {
+        Self {
+            node: policy.node,
+            f32: MemoryPool::with_source(IDLE_BYTES_MAX, policy.source()),
+            f64: MemoryPool::with_source(IDLE_BYTES_MAX, policy.source()),
         }
     }
 }
@@ -45,7 +77,7 @@ enum Buffer {
 }
 
 impl Matrix {
-    pub(super) fn new(pools: &Pools, row_type: RowType, count: usize, width: usize) -> Self {
+    pub(super) fn new(pools: &NodePools, row_type: RowType, count: usize, width: usize) -> Self {
         let values = match row_type {
             RowType::F32 => Buffer::F32(pools.f32.get_buffer(count * width)),
             RowType::F64 => Buffer::F64(pools.f64.get_buffer(count * width)),
@@ -100,10 +132,11 @@ fn narrow(feature: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::placement::{Place, PlanNode};
 
     #[test]
     fn a_number_that_f32_cannot_hold_is_refused_by_its_place() {
-        let pools = Pools::new();
+        let pools = NodePools::new(MemoryPolicy { node: None, huge_pages: false });
         let mut matrix = Matrix::new(&pools, RowType::F32, 2, 2);
         assert_eq!(matrix.put(0, &[1.5, f64::NAN]), Ok(()));
         let error = matrix.put(1, &[0.0, 1e39]).unwrap_err();
@@ -112,5 +145,28 @@ mod tests {
         assert_eq!((values[0].to_bits(), values[1].is_nan()), (1.5_f32.to_bits(), true));
         let mut wide = Matrix::new(&pools, RowType::F64, 1, 1);
         assert_eq!(wide.put(0, &[1e39]), Ok(()));
+    }
+
+    #[test]
+    fn a_thread_takes_its_nodes_buffers() {
+        let node = |os_index| PlanNode { os_index, cpus: vec![0] };
+        let places = [1, 0, 1].map(|node| Place { cpu: None, node: Some(node) }).to_vec();
+        let pools = Pools::new(&Plan { places, nodes: vec![node(0), node(4)] }, false);
+        let matrix = Matrix::new(pools.of(0), RowType::F32, 3, 100);
+        drop(Matrix::new(pools.of(2), RowType::F64, 3, 100));
+        drop(matrix);
+        drop(Matrix::new(pools.of(2), RowType::F32, 2, 160));
+        drop(Matrix::new(pools.of(1), RowType::F32, 1, 1));
+        let snapshot = pools.snapshot();
+        let of = |at: usize| {
+            let pool = &snapshot.nodes[at];
+            (pool.node, pool.total_buffers, pool.hits, pool.misses)
+        };
+        assert_eq!((snapshot.total_buffers, snapshot.hits, snapshot.misses), (3, 1, 3));
+        assert_eq!([of(0), of(1)], [(Some(0), 1, 0, 1), (Some(4), 2, 1, 2)]);
+        let unheld = Pools::new(&Plan { places: vec![Place { cpu: None, node: None }], nodes: vec![] }, false);
+        assert_eq!((unheld.snapshot().nodes.len(), unheld.snapshot().nodes[0].node), (1, None));
+        drop(Matrix::new(unheld.of(0), RowType::F32, 1, 1));
+        assert_eq!(unheld.snapshot().misses, 1);
     }
 }

@@ -25,7 +25,8 @@ use self::data::{BAD_RECORD, Data};
 use self::feed::Sent;
 use self::workers::{InProcess, Process};
 use super::{DemoArgs, exit};
-use crate::{clock, placement};
+use crate::clock;
+use crate::placement::Host;
 
 /// Nothing new for so long means that something is stuck.
 const STALL_BOUND: Duration = Duration::from_secs(60);
@@ -174,8 +175,8 @@ impl Story<'_> {
 
     fn print_head(&self, workers: &Workers) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
-        let cores = placement::granted_cores().len();
-        let nodes = placement::numa_nodes();
+        let host = Host::read();
+        let (cores, nodes) = (host.granted().len(), host.topology.nodes.len().max(1));
         let admin = match workers {
             Workers::Inside(inside) => format!(" · admin http://{}", inside.worker.admin()),
             Workers::Outside { .. } => String::new(),

@@ -112,6 +112,7 @@ level = []
 [engine]
 num_threads = 0
 pin = "auto"
+huge_pages = "off"
 in_flight_max = 65536
 journal = "auto"
 [admin]
@@ -200,6 +201,7 @@ timeout = "20ms"
 [engine]
 num_threads = 2
 pin = [0, 2]
+huge_pages = "transparent"
 in_flight_max = 1
 journal = "state/$$.journal"
 [admin]
@@ -238,6 +240,7 @@ fn the_defaults_are_those_of_the_whole_example() {
         Engine {
             num_threads: None,
             pin: Pin::Auto,
+            huge_pages: HugePages::Off,
             in_flight_max: config.engine.in_flight_max,
             journal: Journal::Auto
         }
@@ -304,6 +307,7 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(*of(3), three);
     assert_eq!(*of(4), LevelPolicy { timeout: Some(Duration::from_millis(20)), ..*of(2) });
     assert_eq!(config.engine.pin, Pin::Cores(vec![0, 2]));
+    assert_eq!(config.engine.huge_pages, HugePages::Transparent);
     assert_eq!(config.engine.journal, Journal::At("/etc/forebay/state/$.journal".into()));
 }
 
