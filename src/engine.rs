@@ -191,9 +191,7 @@ impl InferenceEngine {
     /// # Errors
     /// As [`InferenceEngine::new`].
     pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
-        let plan = Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?;
-        plan.log();
-        let plan = Arc::new(plan);
+        let plan = Arc::new(Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?);
         let scheduler = Arc::new(Scheduler::new(Pools::new(&plan, config.huge_pages), Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);

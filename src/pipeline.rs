@@ -147,6 +147,7 @@ impl Worker {
         }
         let admin = admin::serve(config.admin.listen, Arc::clone(&health), Arc::clone(&engine));
         let admin = admin.map_err(|error| WorkerError::Admin(config.admin.listen, error))?;
+        engine.plan().log();
         tracing::info!(instance = config.instance, group = config.kafka.group, %admin, "started");
         let failure = Arc::new(Failure::default());
         let mut shards = Vec::new();

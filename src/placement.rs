@@ -15,7 +15,9 @@ pub(crate) mod memory;
 mod quota;
 mod topology;
 
-pub(crate) use self::bind::{settle_score, settle_shard};
+pub(crate) use self::bind::settle_score;
+#[cfg(feature = "kafka")]
+pub(crate) use self::bind::settle_shard;
 pub use self::host::Host;
 pub use self::quota::Quota;
 pub use self::topology::{Core, Node, Topology};
@@ -122,11 +124,16 @@ impl Plan {
     }
 
     /// Says once what was planned.
+    #[cfg(feature = "kafka")]
     pub(crate) fn log(&self) {
         let (threads, nodes) = (self.places.len(), self.nodes.len());
         let pinned = self.places.iter().filter(|place| place.cpu.is_some()).count();
         if nodes == 0 {
-            tracing::info!(threads, pinned, "score threads; neither they nor their memory are held to a NUMA node");
+            tracing::info!(
+                threads,
+                pinned,
+                "score threads; none is held to a NUMA node: there is one, or pinning is off"
+            );
         } else {
             tracing::info!(threads, pinned, nodes, "score threads, each with its memory on its NUMA node");
         }

@@ -1,6 +1,9 @@
 //! The binary as a user runs it: what each subcommand prints, what it says when something is wrong, and its exit code.
 #![allow(clippy::unwrap_used, reason = "a panic is a test's report")]
 
+#[path = "cli/topology.rs"]
+mod topology;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -268,10 +268,12 @@ pub(super) struct RawLevel {
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct RawEngine {
-    /// Score threads; 0 for one on each core that the container grants. Default 0, 0 to 1024.
+    /// Score threads; 0 for one on each core that the container grants (a quota of 1.5 CPUs counts as 2).
+    /// Default 0, 0 to 1024.
     #[schemars(range(min = 0, max = 1024))]
     pub(super) num_threads: u32,
-    /// Which cores the score threads are pinned to: "auto", "off", or a list of cores. Default "auto".
+    /// Which cores the score threads are pinned to, each with its buffers on its NUMA node: "auto", "off", or a list of
+    /// cores by the numbers that `forebay topology` shows. Default "auto".
     pub(super) pin: RawPin,
     /// Whether batch buffers of 2 MiB and more lie in huge pages: "off", or "transparent" where the kernel gives some.
     /// Default "off".

@@ -22,6 +22,7 @@ pub(crate) fn settle_score(plan: &Plan, place: Place) {
 }
 
 /// Holds the calling thread to its shard's node. What it starts afterwards, librdkafka's threads too, inherits that.
+#[cfg(any(feature = "kafka", test))]
 pub(crate) fn settle_shard(plan: &Plan, shard: u32) {
     if let Some(node) = plan.shard_node(shard) {
         hold_to(&node.cpus);

@@ -54,7 +54,7 @@ impl MemoryPolicy {
             if let Some(node) = self.node
                 && let Err(error) = mapped.ask_for_node(node)
             {
-                say_once(&UNBOUND, "where it is touched first", "take a node for memory", &error);
+                say_once(&UNBOUND, "where they are touched first", "bind memory to a node", &error);
             }
             Some(Box::new(mapped) as Block<E>)
         })
