@@ -198,7 +198,9 @@ impl Metadata {
             self.head.push(b',');
             self.tail.extend_from_slice(b",\"inference_ms\":");
             push_millis(&mut self.tail, batch.inference);
-            self.tail.extend_from_slice(b",\"cache_hit\":false");
+            let cache_hit: &[u8] = if batch.cache_hit { b"true" } else { b"false" };
+            self.tail.extend_from_slice(b",\"cache_hit\":");
+            self.tail.extend_from_slice(cache_hit);
             if level == ReplyMetadata::Full {
                 let compiled: &[u8] = if model.is_compiled() { b"true" } else { b"false" };
                 self.tail.extend_from_slice(b",\"compiled\":");

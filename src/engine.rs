@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use self::door::Door;
 pub use self::door::PendingPrediction;
 use crate::batch::{BatchPolicy, LevelPolicy, Levels};
+use crate::cache::CachePolicy;
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
 use crate::model::validate::Validation;
@@ -25,7 +26,7 @@ use crate::placement::{Pin, Plan};
 use crate::record::{
     Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, Work,
 };
-use crate::score::{Closed, JournalFile, PartitionKey, Pools, Scheduler, Submitter, SubmitterId};
+use crate::score::{Closed, JournalFile, PartitionKey, Pools, ResultCache, Scheduler, Submitter, SubmitterId};
 
 /// Settings of an engine. The defaults are the seed's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,11 @@ pub struct InferenceEngineConfig {
     pub max_concurrent_requests: NonZeroU32,
     /// How long the oldest request may wait for company. Default 0: an idle score thread never waits.
     pub queue_delay_max: Duration,
+    /// Whether requests share scores: one whose exact rows were scored lately is answered from the cache, and of those that
+    /// wait or are scored at the same time one is scored. Default true.
+    pub enable_request_deduplication: bool,
+    /// How long and how many scores are kept for that. Default 60 s and 64 MiB, whatever scoring costs.
+    pub cache: CachePolicy,
     /// Where the records that native models score are named, so that one that ends the process is known afterwards: those
     /// of submitters that know their [`PartitionKey`]s. It is opened with the first such model. Default none.
     pub journal: Option<JournalFile>,
@@ -61,6 +67,8 @@ impl Default for InferenceEngineConfig {
             max_batch_size: NonZeroU32::MIN.saturating_add(63),
             max_concurrent_requests: NonZeroU32::MIN.saturating_add(99),
             queue_delay_max: Duration::ZERO,
+            enable_request_deduplication: true,
+            cache: CachePolicy::default(),
             journal: None,
         }
     }
@@ -131,12 +139,14 @@ pub struct PredictionMetadata {
     pub model: String,
     /// Which load of that name it was, from 1.
     pub version: u32,
-    /// Rows of the batch that it was scored in.
+    /// Rows of the batch that it was scored in. A request that was joined to another one is not counted again.
     pub batch_size: u32,
     /// How long the request waited for a score thread.
     pub queued: Duration,
     /// How long the model took for the batch.
     pub inference: Duration,
+    /// Whether the scores came from the cache: then no batch was scored, and no time taken.
+    pub cache_hit: bool,
 }
 
 /// Why there is no prediction.
@@ -156,6 +166,11 @@ pub enum EngineError {
     /// The threads cannot be placed as the config says.
     #[error("engine.pin: {0}")]
     Placement(String),
+    /// The system has no random numbers for the secret of the cache's keys.
+    #[error(
+        "cannot make the cache's secret: {0}; enable_request_deduplication = false (cache.mode = \"off\") needs none"
+    )]
+    Secret(#[from] getrandom::Error),
     /// The system refused a thread.
     #[error("cannot start the score threads: {0}")]
     Threads(#[from] std::io::Error),
@@ -192,7 +207,8 @@ impl InferenceEngine {
     /// As [`InferenceEngine::new`].
     pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
         let plan = Arc::new(Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?);
-        let scheduler = Arc::new(Scheduler::new(Pools::new(&plan, config.huge_pages), Arc::clone(&metrics)));
+        let cache = config.enable_request_deduplication.then(|| ResultCache::new(config.cache)).transpose()?;
+        let scheduler = Arc::new(Scheduler::new(Pools::new(&plan, config.huge_pages), cache, Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);

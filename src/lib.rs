@@ -54,6 +54,7 @@ pub mod source;
 pub mod decode;
 pub mod engine;
 pub mod batch;
+pub mod cache;
 pub mod score;
 pub mod placement;
 pub mod model;

@@ -11,6 +11,7 @@ use prometheus::{
 use serde::Serialize;
 
 use crate::batch::PoolStats;
+use crate::cache::Tally;
 use crate::record::ErrorCode;
 
 /// The worker's counters, gauges and histograms.
@@ -65,6 +66,8 @@ pub struct Metrics {
     pub partitions_assigned: IntGauge,
     /// 1 while no broker can be reached.
     pub broker_away: IntGauge,
+    /// The result cache.
+    pub cache: CacheMetrics,
 }
 
 impl Default for Metrics {
@@ -136,6 +139,7 @@ impl Metrics {
             rebalances: make.counter("forebay_rebalances_total", "Times that partitions were assigned or revoked"),
             partitions_assigned: make.gauge("forebay_partitions_assigned", "Partitions assigned now"),
             broker_away: make.gauge("forebay_broker_away", "1 while no broker can be reached"),
+            cache: CacheMetrics::new(&make),
             registry,
         }
     }
@@ -150,6 +154,62 @@ impl Metrics {
     #[must_use]
     pub fn failed_total(&self) -> u64 {
         ErrorCode::ALL.iter().map(|code| self.requests_failed.with_label_values(&[code.as_str()]).get()).sum()
+    }
+}
+
+/// What requests found in the result cache, and what it holds.
+#[derive(Debug)]
+pub struct CacheMetrics {
+    /// Requests answered from it.
+    pub hits: IntCounter,
+    /// Requests that were looked up and scored.
+    pub misses: IntCounter,
+    /// Requests that shared the scores of one with the same rows, which was being scored.
+    pub joined: IntCounter,
+    /// Results that left before they were replaced, by reason: `size` or `ttl`.
+    pub evicted: IntCounterVec,
+    /// Bytes that it takes.
+    pub bytes: IntGauge,
+    /// Results that it holds.
+    pub entries: IntGauge,
+}
+
+impl CacheMetrics {
+    fn new(make: &Maker<'_>) -> Self {
+        let evicted = make.counters(
+            "forebay_cache_evicted_total",
+            "Results dropped for want of room (size) or when their time to live had passed (ttl)",
+            "reason",
+        );
+        for reason in ["size", "ttl"] {
+            // So that both are there, at 0, before the first.
+            let _ = evicted.with_label_values(&[reason]);
+        }
+        Self {
+            hits: make.counter("forebay_cache_hits_total", "Requests answered from the result cache"),
+            misses: make.counter("forebay_cache_misses_total", "Requests looked up in the result cache and scored"),
+            joined: make.counter(
+                "forebay_cache_joined_total",
+                "Requests that shared the scores of one with the same rows while it was scored",
+            ),
+            evicted,
+            bytes: make.gauge("forebay_cache_bytes", "Bytes that the result cache takes"),
+            entries: make.gauge("forebay_cache_entries", "Results in the cache"),
+        }
+    }
+
+    /// Adds what a batch's lookups came to: hits, joined and misses, and what they changed.
+    pub(crate) fn add(&self, (hits, joined, misses): (usize, usize, usize), tally: Tally) {
+        for (counter, count) in [(&self.hits, hits), (&self.joined, joined), (&self.misses, misses)] {
+            counter.inc_by(count as u64);
+        }
+        self.bytes.add(tally.bytes);
+        self.entries.add(tally.entries);
+        for (reason, count) in [("size", tally.evicted_size), ("ttl", tally.evicted_ttl)] {
+            if count > 0 {
+                self.evicted.with_label_values(&[reason]).inc_by(count);
+            }
+        }
     }
 }
 
@@ -217,6 +277,7 @@ impl<'a> PerformanceMetrics<'a> {
     pub fn get_metrics(&self, waiting: usize, memory_pool: MemoryPoolSnapshot) -> PerformanceSnapshot {
         let (batches, rows) = (self.metrics.batches.get(), self.metrics.rows.get());
         let failed = self.metrics.failed_total();
+        let total_requests = self.metrics.requests_scored.get() + failed;
         let inference_s: f64 = {
             use prometheus::core::Collector as _;
             let families = self.metrics.inference_seconds.collect();
@@ -225,9 +286,9 @@ impl<'a> PerformanceMetrics<'a> {
         };
         PerformanceSnapshot {
             avg_inference_time_ms: ratio(inference_s * 1e3, batches),
-            total_requests: self.metrics.requests_scored.get() + failed,
+            total_requests,
             failed_requests: failed,
-            cache_hit_rate: 0.0,
+            cache_hit_rate: ratio(to_f64(self.metrics.cache.hits.get()), total_requests),
             memory_pool,
             dynamic_batcher: BatcherSnapshot {
                 processed_batches: batches,
@@ -247,7 +308,7 @@ pub struct PerformanceSnapshot {
     pub total_requests: u64,
     /// Requests that ended in an error.
     pub failed_requests: u64,
-    /// Share of requests answered from the result cache; 0 while there is none.
+    /// Share of requests answered from the result cache.
     pub cache_hit_rate: f64,
     /// The batch buffers.
     pub memory_pool: MemoryPoolSnapshot,

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 
 use self::hands::{PartitionKeys, ShardGroup, ShardReturns};
 use crate::admin::{self, Health};
+use crate::cache::CachePolicy;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember, check_settings};
 use crate::clock::{self, Stop};
 use crate::config::{self, Config, Model};
@@ -239,7 +240,10 @@ fn engine_config(config: &Config) -> InferenceEngineConfig {
         config::Journal::Auto => Some(JournalFile::auto(&config.kafka.group, &config.instance, largest)),
         config::Journal::At(path) => Some(JournalFile { path: path.clone(), batch_size_max: largest }),
     };
+    let config::Cache { mode, bytes_max, ttl } = config.cache;
     InferenceEngineConfig {
+        enable_request_deduplication: mode != config::CacheMode::Off,
+        cache: CachePolicy { auto: mode == config::CacheMode::Auto, bytes_max, ttl },
         journal,
         num_threads: config.engine.num_threads.map_or(0, |threads| threads.get() as usize),
         pin: config.engine.pin.clone(),

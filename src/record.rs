@@ -477,12 +477,15 @@ pub struct ScoredBatch {
     pub outputs: usize,
     /// The model version that scored it; `None` when no model was asked (expired requests).
     pub model: Option<Arc<LoadedModel>>,
-    /// Rows of the whole batch, other shards' included.
+    /// Rows that were scored together: those of other shards too, and of requests that shared one's scores only once.
+    /// 0 where the scores came from the cache.
     pub batch_size: u32,
     /// When a score thread took the batch.
     pub started: Instant,
     /// How long the model took.
     pub inference: Duration,
+    /// Whether the scores, all of them, came from the result cache.
+    pub cache_hit: bool,
 }
 
 impl ScoredBatch {

@@ -15,6 +15,7 @@ mod attempt;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod journal;
+mod lookup;
 mod matrix;
 
 use std::num::NonZeroU32;
@@ -36,6 +37,8 @@ use crate::record::{Chunk, ErrorCode, ModelId, PartitionId, Reject, ScoredBatch,
 use self::attempt::{Outcomes, features_of, lay_out, refuse_non_finite};
 use self::journal::{EXITS_MAX, Journal, RecordName};
 pub use self::journal::{JournalFile, PartitionKey};
+use self::lookup::Leads;
+pub(crate) use self::lookup::ResultCache;
 use self::matrix::Matrix;
 pub(crate) use self::matrix::Pools;
 
@@ -65,6 +68,8 @@ struct Queued {
     submitter: SubmitterId,
     /// How often it was scored and failed.
     tries: u8,
+    /// It followed a request that failed, and follows nobody again.
+    alone: bool,
 }
 
 struct State {
@@ -105,13 +110,15 @@ pub(crate) struct Scheduler {
     models: RwLock<Vec<Arc<LoadedModel>>>,
     submitters: RwLock<Vec<Arc<dyn Submitter>>>,
     pub(crate) pools: Pools,
+    /// What was scored lately; `None` where all is scored.
+    cache: Option<ResultCache>,
     /// Names what native models score; there from the first such model on, if it can be.
     journal: OnceLock<Option<Journal>>,
     metrics: Arc<Metrics>,
 }
 
 impl Scheduler {
-    pub(crate) fn new(pools: Pools, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(pools: Pools, cache: Option<ResultCache>, metrics: Arc<Metrics>) -> Self {
         Self {
             state: Mutex::new(State { lanes: Vec::new(), next_lane: 0, open: true }),
             work: Condvar::new(),
@@ -119,6 +126,7 @@ impl Scheduler {
             models: RwLock::default(),
             submitters: RwLock::default(),
             pools,
+            cache,
             journal: OnceLock::new(),
             metrics,
         }
@@ -163,6 +171,9 @@ impl Scheduler {
 
     /// Puts a model in the slot of that id: a new slot, or a new version of the old one.
     pub(crate) fn put_model(&self, id: ModelId, model: Arc<LoadedModel>, policy: &BatchPolicy, threads: usize) {
+        if let Some(cache) = &self.cache {
+            cache.admit(id, &model);
+        }
         let slot = id.0 as usize;
         let mut models = self.models.write();
         if slot < models.len() {
@@ -200,7 +211,7 @@ impl Scheduler {
             if let Ok(work) = &request.work {
                 let ticket = Ticket { chunk: Arc::clone(chunk), index: u32::try_from(index).expect("a small chunk") };
                 let entry = Entry {
-                    item: Queued { ticket, submitter, tries: 0 },
+                    item: Queued { ticket, submitter, tries: 0, alone: false },
                     rows: work.rows,
                     priority: work.priority,
                     arrived: request.arrived,
@@ -319,7 +330,7 @@ impl Scheduler {
     fn reject(&self, entries: Vec<Entry<Queued>>, why: impl Fn(&Entry<Queued>) -> Reject) {
         let outcomes = entries.iter().map(|entry| Err(why(entry))).collect();
         let (scores, started) = (Vec::new(), clock::now());
-        let scored = Scored { outcomes, scores, outputs: 0, model: None, batch_size: 0, started };
+        let scored = Scored { outcomes, scores, outputs: 0, model: None, batch_size: 0, started, cache_hit: false };
         self.hand_back(entries, scored, std::time::Duration::ZERO);
     }
 
@@ -332,7 +343,7 @@ impl Scheduler {
                 self.score_around_suspects(turn, journal, batch);
                 None
             }
-            None => Some(self.score(turn, batch)),
+            None => self.score(turn, batch),
         }
     }
 
@@ -373,8 +384,14 @@ impl Scheduler {
         }
     }
 
-    fn score(&self, turn: Turn<'_>, mut batch: Vec<Entry<Queued>>) -> Served {
+    /// What was scored, if anything was.
+    fn score(&self, turn: Turn<'_>, batch: Vec<Entry<Queued>>) -> Option<Served> {
         let started = clock::now();
+        let (mut batch, leads) = self.look_up(turn, batch, started);
+        if batch.is_empty() {
+            leads.into_iter().for_each(Leads::settle_empty);
+            return None;
+        }
         let Turn { thread, id, model, journal, suspect } = turn;
         let (width, outputs) = (model.schema().width(), model.schema().outputs);
         let (mut outcomes, rows) = lay_out(&batch, width);
@@ -407,10 +424,14 @@ impl Scheduler {
         let oldest = batch.iter().map(|entry| entry.arrived).min().unwrap_or(started);
         let queued = started.saturating_duration_since(oldest);
         PerformanceMetrics::new(&self.metrics).update_inference(model.name(), batch_size, inference, queued);
+        if let Some(leads) = leads {
+            leads.settle(&mut batch, &mut outcomes, (&scores, outputs), inference);
+        }
         self.put_back(id, &mut batch, &mut outcomes, again);
-        let scored = Scored { outcomes, scores, outputs, model: Some(Arc::clone(model)), batch_size, started };
+        let model = Some(Arc::clone(model));
+        let scored = Scored { outcomes, scores, outputs, model, batch_size, started, cache_hit: false };
         self.hand_back(batch, scored, inference);
-        Served { model: id, started, rows: u64::from(batch_size) }
+        Some(Served { model: id, started, rows: u64::from(batch_size) })
     }
 
     /// Takes the requests at the places `again` out of the batch and puts them back in their queue, each until its
@@ -453,7 +474,7 @@ impl Scheduler {
         let failed = failed.map(|reject| recorder.record_error(reject.code)).count();
         self.metrics.requests_scored.inc_by((scored.outcomes.len() - failed) as u64);
 
-        let Scored { outcomes, scores, outputs, model, batch_size, started } = scored;
+        let Scored { outcomes, scores, outputs, model, batch_size, started, cache_hit } = scored;
         let mut shares: Vec<Share> = Vec::new();
         let size = batch.len();
         for (entry, outcome) in batch.into_iter().zip(outcomes) {
@@ -473,7 +494,8 @@ impl Scheduler {
             // Batches that several submitters share are rare (shards fill whole ones), so a copy will do.
             let scores = if index == last { scores.take() } else { scores.clone() }.unwrap_or_default();
             let model = model.clone();
-            let batch = ScoredBatch { tickets, outcomes, scores, outputs, model, batch_size, started, inference };
+            let batch =
+                ScoredBatch { tickets, outcomes, scores, outputs, model, batch_size, started, inference, cache_hit };
             submitters[submitter.0].completed(batch);
         }
     }
@@ -532,6 +554,7 @@ struct Scored {
     model: Option<Arc<LoadedModel>>,
     batch_size: u32,
     started: Instant,
+    cache_hit: bool,
 }
 
 fn queue_full(entry: &Entry<Queued>) -> Reject {

@@ -15,12 +15,12 @@ use super::client::{ClientValue, refusal};
 use super::cross;
 use super::error::Problem;
 use super::places::{Places, join};
-use super::raw::{RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
+use super::raw::{RawCache, RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::wants::listed;
-use super::{Admin, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
+use super::{Admin, Cache, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
 use crate::placement::Pin;
 
 /// `{group}-{instance}-{shard}` and `{instance}-{shard}` stay inside Kafka's 249 characters.
@@ -34,6 +34,8 @@ const COMMIT_INTERVAL_EXACTLY_ONCE: Duration = Duration::from_millis(5);
 const COMMIT_INTERVAL_AT_LEAST_ONCE: Duration = Duration::from_millis(50);
 const COMMIT_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 30;
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(5 * 60);
+const CACHE_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 40;
+const CACHE_TTL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
 const RECORD_BYTES: RangeInclusive<u64> = 1..=1 << 30;
 
 /// The config, and what is wrong with it; it is worth something only where nothing is.
@@ -49,6 +51,7 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
         routes,
         models,
         engine: check.engine(raw.engine, base_dir),
+        cache: check.cache(&raw.cache),
         admin: Admin { listen: check.listen(&raw.admin.listen) },
         log: Log { format: raw.log.format, level: raw.log.level },
     };
@@ -281,6 +284,14 @@ impl Check<'_> {
             compile_model: raw.compile_model,
             sha256,
             batch: super::batch::batch(self, &key("batch"), &raw.batch),
+        }
+    }
+
+    fn cache(&mut self, raw: &RawCache) -> Cache {
+        Cache {
+            mode: raw.mode,
+            bytes_max: self.bytes("cache.bytes_max", &raw.bytes_max, &CACHE_BYTES),
+            ttl: self.duration("cache.ttl", &raw.ttl, &CACHE_TTL),
         }
     }
 

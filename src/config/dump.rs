@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::raw::{RawAdmin, RawConfig, RawEngine, RawKafka, RawLog, RawModel, RawRoute};
+use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawLog, RawModel, RawRoute};
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
@@ -23,6 +23,11 @@ pub fn dump(config: &Config) -> String {
         route: config.routes.iter().map(|route| self::route(route, config)).collect(),
         model: config.models.iter().map(model).collect(),
         engine: engine(&config.engine),
+        cache: RawCache {
+            mode: config.cache.mode,
+            bytes_max: bytes(config.cache.bytes_max.get()),
+            ttl: duration(config.cache.ttl),
+        },
         admin: RawAdmin { listen: config.admin.listen.to_string() },
         log: RawLog { format: config.log.format, level: config.log.level },
     };

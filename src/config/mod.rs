@@ -46,7 +46,7 @@ pub use raw::schema;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
 pub use values::{
-    DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance,
+    CacheMode, DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance,
     ReplyMetadata, StartPosition,
 };
 
@@ -63,6 +63,8 @@ pub struct Config {
     pub models: Vec<Model>,
     /// Score threads and how much work may be inside.
     pub engine: Engine,
+    /// Results that are kept.
+    pub cache: Cache,
     /// The admin port.
     pub admin: Admin,
     /// What is logged, and how.
@@ -210,6 +212,17 @@ pub enum Journal {
     Off,
     /// In this file; a relative path of the config has been taken from its own folder.
     At(PathBuf),
+}
+
+/// Results that are kept, for requests with the same rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// When a request is looked up.
+    pub mode: CacheMode,
+    /// Most bytes that results may take.
+    pub bytes_max: NonZeroUsize,
+    /// How long a result is good for.
+    pub ttl: Duration,
 }
 
 /// The admin port.

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::values::{
-    BytesText, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType, OnBadPosition,
-    Ordering, PinMode, RawClientValue, RawPin, Rebalance, ReplyMetadata, StartPosition,
+    BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
+    OnBadPosition, Ordering, PinMode, RawClientValue, RawPin, Rebalance, ReplyMetadata, StartPosition,
 };
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 
@@ -69,6 +69,9 @@ pub(super) struct RawConfig {
     /// Score threads and how much work may be inside.
     #[serde(default)]
     pub(super) engine: RawEngine,
+    /// Results that are kept, for requests with the same rows.
+    #[serde(default)]
+    pub(super) cache: RawCache,
     /// The admin port: /livez, /readyz, /metrics, /stats.
     #[serde(default)]
     pub(super) admin: RawAdmin,
@@ -287,6 +290,19 @@ pub(super) struct RawEngine {
     pub(super) journal: String,
 }
 
+/// `[cache]`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(super) struct RawCache {
+    /// When a request is looked up before it is scored: "auto" (where that is cheaper, as timed for each model), "on" or
+    /// "off". One with the same rows as another that is being scored waits for its scores. Default "auto".
+    pub(super) mode: CacheMode,
+    /// Most bytes that results may take, of all models together. Default 64 MiB, 1 KiB to 1 TiB.
+    pub(super) bytes_max: BytesText,
+    /// How long a result is good for. Default 60 s, 1 ms to 24 h.
+    pub(super) ttl: DurationText,
+}
+
 /// `[admin]`.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -401,6 +417,12 @@ impl Default for RawEngine {
             in_flight_max: const { count(65_536) },
             journal: "auto".to_owned(),
         }
+    }
+}
+
+impl Default for RawCache {
+    fn default() -> Self {
+        Self { mode: CacheMode::default(), bytes_max: bytes("64MiB"), ttl: duration("60s") }
     }
 }
 

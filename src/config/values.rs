@@ -89,6 +89,19 @@ pub enum ReplyMetadata {
     Full,
 }
 
+/// When a request is looked up in the result cache before it is scored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// Where that is cheaper than scoring: timed when the model is loaded, and as long as enough is found.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never: each request is scored.
+    Off,
+}
+
 /// The kind of a model file.
 // The names in `x-planned` are in the design, but not built yet: the error for them says so. One that gets built moves
 // from there to a variant.

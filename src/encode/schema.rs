@@ -57,7 +57,7 @@ pub struct ReplyMetadataBody {
     /// SHA-256 of the model file, hex (`full` only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_sha256: Option<String>,
-    /// Rows that were scored together with this request's, its own included.
+    /// Rows that were scored together with this request's, its own included; 0 where they came from the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<u32>,
     /// From the record's arrival until a score thread took it, in milliseconds.

@@ -92,6 +92,7 @@ fn batch(tickets: Vec<Ticket>, scores: Vec<f64>, outputs: usize) -> ScoredBatch 
         batch_size: 64,
         started,
         inference: Duration::from_millis(12),
+        cache_hit: false,
     }
 }
 

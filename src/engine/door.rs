@@ -102,6 +102,7 @@ impl Submitter for Door {
                     batch_size: batch.batch_size,
                     queued: batch.started.saturating_duration_since(request.arrived),
                     inference: batch.inference,
+                    cache_hit: batch.cache_hit,
                 },
             });
             // Who dropped the future wants no answer.

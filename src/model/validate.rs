@@ -194,7 +194,7 @@ fn same_bits(a: &[f64], b: &[f64]) -> bool {
 }
 
 /// Rows of several magnitudes, with zeros and missing values; the same in every run.
-fn made_up_rows(width: usize) -> Vec<f64> {
+pub(super) fn made_up_rows(width: usize) -> Vec<f64> {
     let mut random = Random(0x5eed);
     let value = |bits: u64| {
         let signed = signed_unit(bits);

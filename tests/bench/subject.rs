@@ -194,7 +194,7 @@ fn worker_toml(subject: Subject, place: &Place, folder: &Path) -> anyhow::Result
     Ok(format!(
         "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n{own}\n[kafka.client]\n{client}\n[[route]]\n\
          input = [\"{input}\"]\nreply_topic = \"{output}\"\n\n[[model]]\nname = \"{MODEL}\"\npath = \"{model}\"\n\n\
-         [admin]\nlisten = \"127.0.0.1:0\"\n"
+         [cache]\nmode = \"off\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n"
     ))
 }
 

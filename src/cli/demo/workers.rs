@@ -23,9 +23,10 @@ pub(super) fn worker_toml(cluster: &Cluster, model: &Path) -> String {
     let model = model.display();
     // The mock cluster answers a fetch that finds nothing only when its wait is over, whatever comes meanwhile.
     let fetch = if cluster.is_mock() { "\n[kafka.client]\n\"fetch.wait.max.ms\" = 5\n" } else { "" };
+    // The demo has fewer rows than records, and shows scoring.
     format!(
         "instance = \"demo\"\n\n[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n{fetch}\n[[route]]\ninput = [\"{features}\"]\n\
-         reply_topic = \"{scores}\"\n\n[[model]]\nname = \"higgs\"\npath = \"{model}\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n\n\
+         reply_topic = \"{scores}\"\n\n[[model]]\nname = \"higgs\"\npath = \"{model}\"\n\n[cache]\nmode = \"off\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n\n\
          [log]\nlevel = \"warn\"\n"
     )
 }

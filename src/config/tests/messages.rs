@@ -34,8 +34,8 @@ fn unknown_keys() {
     let with = |lines: &str| message(&format!("{lines}\n{LEAST}"));
     assert_eq!(with("instnace = 'a'"), "worker.toml:1: instnace: unknown key; did you mean instance?");
     assert_eq!(
-        with("cache = { ttl = '1s' }"),
-        "worker.toml:1: cache: unknown key; known here: instance, kafka, route, model, engine, admin, log"
+        with("tuning = { ttl = '1s' }"),
+        "worker.toml:1: tuning: unknown key; known here: instance, kafka, route, model, engine, cache, admin, log"
     );
     assert_eq!(
         message_with("group", "comit_interval = \"1s\"\ngroup"),

@@ -115,6 +115,10 @@ pin = "auto"
 huge_pages = "off"
 in_flight_max = 65536
 journal = "auto"
+[cache]
+mode = "auto"
+bytes_max = "64MiB"
+ttl = "60s"
 [admin]
 listen = "127.0.0.1:9640"
 [log]
@@ -204,6 +208,10 @@ pin = [0, 2]
 huge_pages = "transparent"
 in_flight_max = 1
 journal = "state/$$.journal"
+[cache]
+mode = "on"
+bytes_max = "1KiB"
+ttl = "1ms"
 [admin]
 listen = "[::1]:0"
 [log]
@@ -245,6 +253,8 @@ fn the_defaults_are_those_of_the_whole_example() {
             journal: Journal::Auto
         }
     );
+    assert_eq!((config.cache.mode, config.cache.bytes_max.get()), (CacheMode::Auto, 64 << 20));
+    assert_eq!(config.cache.ttl, Duration::from_secs(60));
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9640");
 }
 
@@ -308,6 +318,8 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(*of(4), LevelPolicy { timeout: Some(Duration::from_millis(20)), ..*of(2) });
     assert_eq!(config.engine.pin, Pin::Cores(vec![0, 2]));
     assert_eq!(config.engine.huge_pages, HugePages::Transparent);
+    assert_eq!((config.cache.mode, config.cache.bytes_max.get()), (CacheMode::On, 1 << 10));
+    assert_eq!(config.cache.ttl, Duration::from_millis(1));
     assert_eq!(config.engine.journal, Journal::At("/etc/forebay/state/$.journal".into()));
 }
 

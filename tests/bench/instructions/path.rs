@@ -51,7 +51,13 @@ struct Line {
 
 impl Line {
     fn new() -> anyhow::Result<Self> {
-        let config = InferenceEngineConfig { num_threads: 1, pin: Pin::Off, ..InferenceEngineConfig::default() };
+        let config = InferenceEngineConfig {
+            num_threads: 1,
+            pin: Pin::Off,
+            // The same bodies come again and again, and each is to be scored.
+            enable_request_deduplication: false,
+            ..InferenceEngineConfig::default()
+        };
         let engine = InferenceEngine::new(config)?;
         engine.load_spec(&ModelSpec {
             name: "higgs".to_owned(),

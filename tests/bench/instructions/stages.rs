@@ -188,6 +188,7 @@ impl Scored {
                 batch_size: whole(BATCH).get(),
                 started: arrived + Duration::from_micros(1_234),
                 inference: Duration::from_micros(567),
+                cache_hit: false,
             }
         };
         self.scores.chunks_exact(BATCH).map(batch).collect()
