@@ -34,7 +34,7 @@ const COMMIT_INTERVAL_EXACTLY_ONCE: Duration = Duration::from_millis(5);
 const COMMIT_INTERVAL_AT_LEAST_ONCE: Duration = Duration::from_millis(50);
 const COMMIT_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 30;
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(5 * 60);
-const CACHE_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 40;
+const CACHE_BYTES: RangeInclusive<u64> = 1 << 10..=64 << 30;
 const CACHE_TTL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
 const RECORD_BYTES: RangeInclusive<u64> = 1..=1 << 30;
 

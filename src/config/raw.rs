@@ -297,7 +297,7 @@ pub(super) struct RawCache {
     /// When a request is looked up before it is scored: "auto" (where that is cheaper, as timed for each model), "on" or
     /// "off". One with the same rows as another that is being scored waits for its scores. Default "auto".
     pub(super) mode: CacheMode,
-    /// Most bytes that results may take, of all models together. Default 64 MiB, 1 KiB to 1 TiB.
+    /// Most bytes that results may take, of all models together. Default 64 MiB, 1 KiB to 64 GiB.
     pub(super) bytes_max: BytesText,
     /// How long a result is good for. Default 60 s, 1 ms to 24 h.
     pub(super) ttl: DurationText,

@@ -129,7 +129,7 @@ fn tables_of_the_wrong_form() {
     assert_eq!(
         message(&format!("route = [1]\n{}", LEAST.replace("[[route]]", "[unused]"))),
         "worker.toml:1: route[0]: got 1, wants a table\n\
-         worker.toml:6: unused: unknown key; known here: instance, kafka, route, model, engine, admin, log"
+         worker.toml:6: unused: unknown key; known here: instance, kafka, route, model, engine, cache, admin, log"
     );
     assert_eq!(
         message_with("input = [\"features\"]", "input = []"),
@@ -151,6 +151,8 @@ fn bounds_are_told_as_the_descriptions_have_them() {
         ("kafka", "commit_bytes_max", "1B", "size", "1 KiB to 1 GiB", size),
         ("kafka", "drain_timeout", "6m", "duration", "0 to 5 min", duration),
         ("route", "record_bytes_max", "0B", "size", "1 B to 1 GiB", size),
+        ("cache", "bytes_max", "1B", "size", "1 KiB to 64 GiB", size),
+        ("cache", "ttl", "0s", "duration", "1 ms to 24 h", duration),
         ("model.batch", "queue_delay_max", "11s", "duration", "0 to 10 s", duration),
         ("model.batch", "timeout", "5", "duration", "0 to 1 h", duration),
         ("model.batch", "priority_aging", "2h", "duration", "0 to 1 h", duration),
@@ -164,11 +166,13 @@ fn bounds_are_told_as_the_descriptions_have_them() {
         let (old, prefix) = match table {
             "kafka" => ("[kafka]\n", "kafka"),
             "route" => ("reply_topic", "route[0]"),
+            "cache" => ("[kafka]\n", "cache"),
             _ => ("path = \"models/fraud.txt\"\n", "model[0].batch"),
         };
         let new = match table {
             "model.batch" => format!("{old}{header}{key} = \"{value}\"\n"),
             "kafka" => format!("{header}{key} = \"{value}\"\n"),
+            "cache" => format!("{header}{key} = \"{value}\"\n{old}"),
             _ => format!("{key} = \"{value}\"\n{old}"),
         };
         let message = message_with(old, &new);
