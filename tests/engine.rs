@@ -3,6 +3,8 @@
 
 #[path = "engine/again.rs"]
 mod again;
+#[path = "engine/cache.rs"]
+mod cache;
 #[cfg(feature = "failpoints")]
 #[path = "engine/journal.rs"]
 mod journal;
@@ -42,7 +44,9 @@ fn code(error: PredictError) -> ErrorCode {
 
 #[test]
 fn predictions_are_those_of_lightgbms_python_package() {
-    let engine = InferenceEngine::new(InferenceEngineConfig::default()).unwrap();
+    // So that the second asking is scored, too.
+    let config = InferenceEngineConfig { enable_request_deduplication: false, ..InferenceEngineConfig::default() };
+    let engine = InferenceEngine::new(config).unwrap();
     engine.load_model(HIGGS, Some(ModelType::LightGbm), false).unwrap();
     let rows = higgs_rows(500);
     let features: Vec<Vec<f64>> = rows.iter().map(|(row, _)| row.clone()).collect();

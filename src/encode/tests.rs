@@ -135,6 +135,19 @@ fn three_levels_of_metadata() {
     );
 }
 
+#[test]
+fn what_the_cache_held_says_so() {
+    let hit = ScoredBatch {
+        cache_hit: true,
+        batch_size: 0,
+        inference: Duration::ZERO,
+        ..batch(tickets(&[ROW]), vec![0.973], 1)
+    };
+    let replies = encode(hit, ReplyMetadata::Short);
+    let metadata = r#""metadata":{"model":"higgs","version":"3","batch_size":0,"queue_ms":0.4,"inference_ms":0.0,"cache_hit":true}}"#;
+    assert!(text(&replies[0]).ends_with(metadata), "{}", text(&replies[0]));
+}
+
 /// The hash as any other BLAKE3 would have it: of the bytes in one piece, from a table of known values.
 #[test]
 fn the_prediction_hash_is_plain_blake3() {

@@ -123,11 +123,21 @@ impl Shard {
 
     /// Submits a chunk: each request's row is its offset, and its id `r<offset>`.
     pub(crate) fn submit(&self, offsets: impl IntoIterator<Item = i64>, terms: impl Fn(&mut Work)) -> Instant {
+        self.submit_rows(offsets, |offset| offset as f64, terms)
+    }
+
+    /// The same with other rows.
+    pub(crate) fn submit_rows(
+        &self,
+        offsets: impl IntoIterator<Item = i64>,
+        row: impl Fn(i64) -> f64,
+        terms: impl Fn(&mut Work),
+    ) -> Instant {
         let mut chunk = Chunk::default();
         let arrived = clock::now();
         for offset in offsets {
             let mark = chunk.features_mut().len();
-            chunk.features_mut().push(offset as f64);
+            chunk.features_mut().push(row(offset));
             let mut work = chunk.work(ModelId(0), mark, 1, false, Priority::new(2).unwrap(), None);
             terms(&mut work);
             let id_json = chunk.push_text(format!("\"r{offset}\"").as_bytes());

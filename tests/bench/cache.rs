@@ -1,0 +1,320 @@
+//! `make bench-cache`: what a lookup in the result cache costs beside scoring the row, and beside another cache.
+//!
+//! Three tables: nanoseconds an operation of forebay's cache and of `quick_cache` (both full, 64 MiB, one and two threads),
+//! nanoseconds a row of the models, and microseconds a request through the whole engine with the cache off, on and
+//! deciding by itself, for rows that all differ and for rows that come again.
+#![allow(clippy::print_stdout, reason = "it is a program")]
+
+use std::hash::{BuildHasherDefault, Hasher};
+use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use forebay::batch::BatchPolicy;
+use forebay::cache::{CacheKey, CachePolicy, LruTtlCache, RowHasher, Secret, Tally};
+use forebay::clock;
+use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
+use forebay::model::{self, Backend, ModelBytes, RowType, Rows, Values};
+use forebay::placement::Pin;
+use forebay::record::{
+    Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress, ScoredBatch,
+};
+use forebay::score::{Submitter, SubmitterId};
+use quick_cache::sync::Cache as QuickCache;
+
+const BYTES_MAX: usize = 64 << 20;
+const TTL: Duration = Duration::from_secs(60);
+/// More keys than fit into the bytes.
+const KEYS: u64 = 1_000_000;
+const PASSES: usize = 5;
+const CHUNK: usize = 512;
+/// Requests of a run through the engine, and how many different ones where they come again.
+const REQUESTS: usize = 400 * CHUNK;
+const REPEATED: usize = 20 * CHUNK;
+
+/// Measures the result cache.
+#[derive(Parser)]
+struct Arguments {
+    /// Models to score with.
+    #[arg(long, default_values = ["target/bench/models/lightgbm_500x63.txt", "tests/data/higgs/higgs.model.txt"])]
+    model: Vec<PathBuf>,
+    /// What cargo passes to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    println!("cache, 64 MiB, full, ns an operation       1 thread   2 threads");
+    let secret = Secret::new([7; 32]);
+    for width in [4, 28, 128] {
+        let (keys, rows) = (RowHasher::new(&secret, b"bench"), rows(1_024, width, 0));
+        let ns = best(|| rows.chunks(width).for_each(|row| drop(std::hint::black_box(keys.key(row)))), 1_024);
+        println!("  key of {width:3} values                       {ns:8.0}");
+    }
+    compare::<LruTtlCache<Box<[f64]>>>("lru, sharded")?;
+    compare::<Quick>("quick_cache")?;
+    for path in &arguments.model {
+        println!("{}", path.display());
+        score(path)?;
+        engine(path)?;
+    }
+    Ok(())
+}
+
+/// The best pass, in nanoseconds an operation.
+fn best(mut pass: impl FnMut(), operations: usize) -> f64 {
+    let time = |pass: &mut dyn FnMut()| {
+        let start = clock::now();
+        pass();
+        (clock::now() - start).as_secs_f64() * 1e9 / operations as f64
+    };
+    (0..PASSES).map(|_| time(&mut pass)).fold(f64::INFINITY, f64::min)
+}
+
+/// Rows of which no two are equal, whatever the seed.
+fn rows(count: usize, width: usize, seed: usize) -> Vec<f64> {
+    let number = |place: usize| ((place * 2_654_435_761) % 1_000_003) as f64 / 1e5;
+    let mut rows: Vec<f64> = (0..count * width).map(|place| number(place + seed)).collect();
+    for (row, first) in rows.chunks_mut(width).zip(seed..) {
+        row[0] = first as f64;
+    }
+    rows
+}
+
+/// A cache as the score threads use it.
+trait Subject: Sync {
+    fn new() -> Self;
+    fn get(&self, key: CacheKey, now: Instant) -> Option<f64>;
+    fn insert(&self, key: CacheKey, now: Instant);
+}
+
+impl Subject for LruTtlCache<Box<[f64]>> {
+    fn new() -> Self {
+        Self::new(NonZeroUsize::new(BYTES_MAX).expect("64 MiB"), TTL)
+    }
+
+    fn get(&self, key: CacheKey, now: Instant) -> Option<f64> {
+        self.get(key, now, &mut Tally::default(), |scores| scores[0])
+    }
+
+    fn insert(&self, key: CacheKey, now: Instant) {
+        self.insert(key, [0.5].into(), now, &mut Tally::default());
+    }
+}
+
+/// `quick_cache` (S3-FIFO-like, not LRU) bounded by as many bytes an entry.
+type Quick = QuickCache<CacheKey, (Instant, Arc<[f64]>), Weight, BuildHasherDefault<KeyIsHash>>;
+
+#[derive(Clone)]
+struct Weight;
+
+impl quick_cache::Weighter<CacheKey, (Instant, Arc<[f64]>)> for Weight {
+    fn weight(&self, _: &CacheKey, _: &(Instant, Arc<[f64]>)) -> u64 {
+        (LruTtlCache::<Box<[f64]>>::ENTRY_BYTES + 24) as u64
+    }
+}
+
+#[derive(Default)]
+struct KeyIsHash(u64);
+
+impl Hasher for KeyIsHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "half of the bits are enough")]
+    fn write_u128(&mut self, bits: u128) {
+        self.0 = bits as u64;
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key is a u128");
+    }
+}
+
+impl Subject for Quick {
+    fn new() -> Self {
+        let entries = BYTES_MAX / (LruTtlCache::<Box<[f64]>>::ENTRY_BYTES + 24);
+        Self::with(entries, BYTES_MAX as u64, Weight, BuildHasherDefault::default(), quick_cache::sync::DefaultLifecycle::default())
+    }
+
+    fn get(&self, key: CacheKey, now: Instant) -> Option<f64> {
+        // A copy of the value leaves the lock, so that what is copied is a reference count.
+        let (since, scores) = QuickCache::get(self, &key)?;
+        (now - since < TTL).then(|| scores[0])
+    }
+
+    fn insert(&self, key: CacheKey, now: Instant) {
+        QuickCache::insert(self, key, (now, [0.5].into()));
+    }
+}
+
+/// Keys that look random, without the cost of making them.
+fn key(number: u64) -> CacheKey {
+    let mix = |number: u64| (number ^ number >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9).rotate_left(31);
+    CacheKey::new(u128::from(mix(number.wrapping_add(0x9e37_79b9))) << 64 | u128::from(mix(mix(number))))
+}
+
+fn compare<C: Subject>(name: &str) -> anyhow::Result<()> {
+    let (cache, now) = (C::new(), clock::now());
+    let before = resident_bytes()?;
+    for number in 0..KEYS {
+        cache.insert(key(number), now);
+    }
+    let resident = resident_bytes()?.saturating_sub(before);
+    let kept: Vec<u64> = (0..KEYS).rev().filter(|number| cache.get(key(*number), now).is_some()).collect();
+    let fresh = AtomicUsize::new(0);
+    let hit = |thread: usize| {
+        for number in kept.iter().skip(thread * 1_237).step_by(3).take(100_000) {
+            std::hint::black_box(cache.get(key(*number), now));
+        }
+    };
+    let miss = |_: usize| {
+        let from = KEYS + fresh.fetch_add(100_000, Ordering::Relaxed) as u64;
+        for number in from..from + 100_000 {
+            if cache.get(key(number), now).is_none() {
+                cache.insert(key(number), now);
+            }
+        }
+    };
+    let count = kept.len().div_ceil(3).min(100_000);
+    for (what, work, count) in
+        [("hit", &hit as &(dyn Fn(usize) + Sync), count), ("miss and insert", &miss as &(dyn Fn(usize) + Sync), 100_000)]
+    {
+        let alone = best(|| work(0), count);
+        let both = best(
+            || {
+                std::thread::scope(|scope| {
+                    let start = |thread| Builder::new().name("bench-cache".to_owned()).spawn_scoped(scope, move || work(thread));
+                    let threads = [start(0), start(1)].map(|thread| thread.expect("a thread"));
+                    threads.into_iter().for_each(|thread| thread.join().expect("it ends well"));
+                });
+            },
+            count,
+        );
+        println!("  {name:14} {what:16}               {alone:8.0}    {both:8.0}");
+    }
+    println!("  {name:14} {} entries, {:.1} MiB resident", kept.len(), resident as f64 / f64::from(1 << 20));
+    Ok(())
+}
+
+fn resident_bytes() -> anyhow::Result<usize> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: usize = statm.split(' ').nth(1).context("/proc/self/statm")?.parse()?;
+    Ok(pages * 4096)
+}
+
+fn score(path: &Path) -> anyhow::Result<()> {
+    let model = model::load(&ModelBytes::read(path, None)?, None, Backend::Compiled)?;
+    let (mut scorer, width) = (model.scorer()?, model.schema().width());
+    ensure!(model.schema().row_type == RowType::F64, "{}: wants f64 rows", path.display());
+    let rows = rows(1_024, width, 0);
+    for batch in [1, 64] {
+        let mut scores = vec![0.0; batch * model.schema().outputs];
+        let mut pass = || {
+            for values in rows.chunks_exact(batch * width) {
+                scorer.score(Rows { values: Values::F64(values), width }, &mut scores).expect("it scores");
+            }
+        };
+        println!("  scoring, batch of {batch:2}                    {:8.0}", best(&mut pass, 1_024));
+    }
+    Ok(())
+}
+
+/// Counts what ended.
+struct Ends(AtomicUsize);
+
+impl Submitter for Ends {
+    fn completed(&self, batch: ScoredBatch) {
+        self.0.fetch_add(batch.tickets.len(), Ordering::Release);
+    }
+}
+
+fn engine(path: &Path) -> anyhow::Result<()> {
+    println!("  through the engine, 1 score thread, batches of 64, ns a request");
+    println!("                                              off        on      auto");
+    for (what, different) in [("all rows differ", REQUESTS), ("10,240 rows again and again", REPEATED)] {
+        let mut line = format!("    {what:33}");
+        for (enabled, auto) in [(false, false), (true, false), (true, true)] {
+            line += &format!("{:10.0}", run(path, different, enabled, auto)?);
+        }
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn run(path: &Path, different: usize, enabled: bool, auto: bool) -> anyhow::Result<f64> {
+    let config = InferenceEngineConfig {
+        num_threads: 1,
+        pin: Pin::Off,
+        enable_request_deduplication: enabled,
+        cache: CachePolicy { auto, ..CachePolicy::default() },
+        ..InferenceEngineConfig::default()
+    };
+    let engine = InferenceEngine::new(config)?;
+    let whole = |count: usize| NonZeroU32::new(u32::try_from(count).unwrap_or(1)).unwrap_or(NonZeroU32::MIN);
+    let id = engine.load_spec(&ModelSpec {
+        name: "bench".to_owned(),
+        path: path.to_owned(),
+        model_type: None,
+        backend: Backend::Compiled,
+        sha256: None,
+        batch: BatchPolicy {
+            batch_size_max: whole(64),
+            queue_delay_max: Duration::ZERO,
+            priority_levels: NonZeroU8::MIN,
+            queue_depth_max: whole(REQUESTS),
+        },
+        priority_default: Priority::new(1).context("1 is not 0")?,
+        timeout: None,
+    })?;
+    let width = engine.model(id).context("it was loaded")?.schema().width();
+    let ends = Arc::new(Ends(AtomicUsize::new(0)));
+    let submitter = engine.register(Arc::clone(&ends) as Arc<dyn Submitter>);
+    let chunks: Vec<_> = (0..different / CHUNK).map(|chunk| Arc::new(self::chunk(id, chunk, width))).collect();
+    let start = clock::now();
+    submit(&engine, submitter, chunks.iter().cycle().take(REQUESTS / CHUNK), &ends)?;
+    Ok((clock::now() - start).as_secs_f64() * 1e9 / REQUESTS as f64)
+}
+
+/// Never more than 8 chunks ahead of what ended.
+fn submit<'a>(
+    engine: &InferenceEngine,
+    submitter: SubmitterId,
+    chunks: impl Iterator<Item = &'a Arc<Chunk>>,
+    ends: &Ends,
+) -> anyhow::Result<()> {
+    let mut submitted = 0;
+    for chunk in chunks {
+        ensure!(engine.submit(submitter, chunk, 0)? == CHUNK, "the queue is deep enough");
+        submitted += CHUNK;
+        while ends.0.load(Ordering::Acquire) + 8 * CHUNK < submitted {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+    while ends.0.load(Ordering::Acquire) < submitted {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
+}
+
+fn chunk(model: ModelId, number: usize, width: usize) -> Chunk {
+    let mut chunk = Chunk::default();
+    let rows = rows(CHUNK, width, number * CHUNK);
+    let arrived = clock::now();
+    for (row, offset) in rows.chunks(width).zip(0..) {
+        let mark = chunk.features_mut().len();
+        chunk.features_mut().extend_from_slice(row);
+        let work = chunk.work(model, mark, 1, false, Priority::new(1).expect("1 is not 0"), None);
+        let id_json = chunk.push_text(b"\"r\"");
+        let position = Position { partition: PartitionId(0), offset };
+        chunk.push(NewRequest { position, route: 0, arrived, id_json, key: None, address: ReplyAddress::Route, work: Ok(work) });
+    }
+    chunk
+}
