@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-check check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-cache bench-check check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,10 @@ bench: setup build ## Measure the worker beside its floor and its peers, on its 
 bench-forest: build ## Measure the compiled forest beside every library that scores forests
 	@tests/setup/bench-forest
 	.venv/forest-peers/bin/python tests/peers/forest.py target/bench/forest $(FOREBAY) target/bench/forest.json
+
+bench-cache: build ## Measure a lookup in the result cache beside scoring the row, and beside another cache
+	@tests/setup/bench
+	$(CARGO) bench --locked --bench cache
 
 # Counts, not times: it may run beside other work.
 bench-check: build ## Count instructions and allocations of the pure stages; ACCEPT=1 rewrites their table

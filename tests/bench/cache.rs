@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, reason = "it is a program")]
 
 use std::hash::{BuildHasherDefault, Hasher};
-use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,9 +21,7 @@ use forebay::clock;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
 use forebay::model::{self, Backend, ModelBytes, RowType, Rows, Values};
 use forebay::placement::Pin;
-use forebay::record::{
-    Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress, ScoredBatch,
-};
+use forebay::record::{Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress, ScoredBatch};
 use forebay::score::{Submitter, SubmitterId};
 use quick_cache::sync::Cache as QuickCache;
 
@@ -141,7 +139,13 @@ impl Hasher for KeyIsHash {
 impl Subject for Quick {
     fn new() -> Self {
         let entries = BYTES_MAX / (LruTtlCache::<Box<[f64]>>::ENTRY_BYTES + 24);
-        Self::with(entries, BYTES_MAX as u64, Weight, BuildHasherDefault::default(), quick_cache::sync::DefaultLifecycle::default())
+        Self::with(
+            entries,
+            BYTES_MAX as u64,
+            Weight,
+            BuildHasherDefault::default(),
+            quick_cache::sync::DefaultLifecycle::default(),
+        )
     }
 
     fn get(&self, key: CacheKey, now: Instant) -> Option<f64> {
@@ -184,14 +188,17 @@ fn compare<C: Subject>(name: &str) -> anyhow::Result<()> {
         }
     };
     let count = kept.len().div_ceil(3).min(100_000);
-    for (what, work, count) in
-        [("hit", &hit as &(dyn Fn(usize) + Sync), count), ("miss and insert", &miss as &(dyn Fn(usize) + Sync), 100_000)]
-    {
+    for (what, work, count) in [
+        ("hit", &hit as &(dyn Fn(usize) + Sync), count),
+        ("miss and insert", &miss as &(dyn Fn(usize) + Sync), 100_000),
+    ] {
         let alone = best(|| work(0), count);
         let both = best(
             || {
                 std::thread::scope(|scope| {
-                    let start = |thread| Builder::new().name("bench-cache".to_owned()).spawn_scoped(scope, move || work(thread));
+                    let start = |thread| {
+                        Builder::new().name("bench-cache".to_owned()).spawn_scoped(scope, move || work(thread))
+                    };
                     let threads = [start(0), start(1)].map(|thread| thread.expect("a thread"));
                     threads.into_iter().for_each(|thread| thread.join().expect("it ends well"));
                 });
@@ -258,21 +265,14 @@ fn run(path: &Path, different: usize, enabled: bool, auto: bool) -> anyhow::Resu
         ..InferenceEngineConfig::default()
     };
     let engine = InferenceEngine::new(config)?;
-    let whole = |count: usize| NonZeroU32::new(u32::try_from(count).unwrap_or(1)).unwrap_or(NonZeroU32::MIN);
     let id = engine.load_spec(&ModelSpec {
         name: "bench".to_owned(),
         path: path.to_owned(),
         model_type: None,
         backend: Backend::Compiled,
         sha256: None,
-        batch: BatchPolicy {
-            batch_size_max: whole(64),
-            queue_delay_max: Duration::ZERO,
-            priority_levels: NonZeroU8::MIN,
-            queue_depth_max: whole(REQUESTS),
-        },
+        batch: BatchPolicy { batch_size_max: NonZeroU32::MIN.saturating_add(63), ..BatchPolicy::default() },
         priority_default: Priority::new(1).context("1 is not 0")?,
-        timeout: None,
     })?;
     let width = engine.model(id).context("it was loaded")?.schema().width();
     let ends = Arc::new(Ends(AtomicUsize::new(0)));
@@ -314,7 +314,15 @@ fn chunk(model: ModelId, number: usize, width: usize) -> Chunk {
         let work = chunk.work(model, mark, 1, false, Priority::new(1).expect("1 is not 0"), None);
         let id_json = chunk.push_text(b"\"r\"");
         let position = Position { partition: PartitionId(0), offset };
-        chunk.push(NewRequest { position, route: 0, arrived, id_json, key: None, address: ReplyAddress::Route, work: Ok(work) });
+        chunk.push(NewRequest {
+            position,
+            route: 0,
+            arrived,
+            id_json,
+            key: None,
+            address: ReplyAddress::Route,
+            work: Ok(work),
+        });
     }
     chunk
 }

@@ -46,7 +46,13 @@ struct Watched {
     offset: f64,
     nap: Duration,
     batches: Arc<Mutex<Vec<Vec<f64>>>>,
-    gate: Arc<Mutex<Option<(SyncSender<()>, Receiver<Verdict>)>>>,
+    gate: Arc<Mutex<Option<Gate>>>,
+}
+
+/// Tells that a batch is held, and how it ends.
+struct Gate {
+    held: SyncSender<()>,
+    verdict: Receiver<Verdict>,
 }
 
 fn watched() -> Watched {
@@ -90,7 +96,7 @@ impl Scorer for Watched {
         }
         self.batches.lock().push(own.clone());
         let gate = if own.contains(&HELD) { self.gate.lock().take() } else { None };
-        let Some((held, verdict)) = gate else { return Ok(()) };
+        let Some(Gate { held, verdict }) = gate else { return Ok(()) };
         held.send(()).unwrap();
         match verdict.recv().unwrap() {
             Verdict::Good => Ok(()),
@@ -108,9 +114,9 @@ impl Scorer for Watched {
 impl Watched {
     /// The next batch with a held row waits for what is sent here.
     fn hold(&self) -> (Receiver<()>, SyncSender<Verdict>) {
-        let ((held, is_held), (verdict, verdicts)) = (sync_channel(1), sync_channel(1));
-        *self.gate.lock() = Some((held, verdicts));
-        (is_held, verdict)
+        let ((held, is_held), (verdicts, verdict)) = (sync_channel(1), sync_channel(1));
+        *self.gate.lock() = Some(Gate { held, verdict });
+        (is_held, verdicts)
     }
 
     fn batches(&self) -> Vec<Vec<f64>> {
@@ -129,14 +135,8 @@ fn spec() -> ModelSpec {
         model_type: None,
         backend: Backend::Compiled,
         sha256: None,
-        batch: BatchPolicy {
-            batch_size_max: 64.try_into().unwrap(),
-            queue_delay_max: Duration::ZERO,
-            priority_levels: 3.try_into().unwrap(),
-            queue_depth_max: 1000.try_into().unwrap(),
-        },
+        batch: BatchPolicy { batch_size_max: 64.try_into().unwrap(), ..BatchPolicy::default() },
         priority_default: Priority::new(2).unwrap(),
-        timeout: None,
     }
 }
 
