@@ -20,8 +20,8 @@ use parking_lot::Mutex;
 pub use self::key::{RowHasher, Secret};
 pub use self::policy::{Look, LookPolicy, Observed};
 
-/// Bytes that an allocation takes beside its content.
-const ALLOCATION_BYTES: usize = 16;
+/// Most bytes that an allocation takes beside its content: glibc adds 8, rounds up to 16, and gives no less than 32.
+const ALLOCATION_BYTES: usize = 24;
 /// A place in the table at its emptiest: a pointer to the key, one to the node and a control byte, 16 places for 7.
 const TABLE_BYTES: usize = 40;
 /// Shards hold at least so many bytes: a value must fit into one.
