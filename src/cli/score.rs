@@ -134,7 +134,12 @@ struct Totals {
 
 /// Starts an engine with one model.
 fn load(args: &ScoreArgs) -> anyhow::Result<(InferenceEngine, Arc<LoadedModel>)> {
-    let config = InferenceEngineConfig { num_threads: args.threads as usize, ..InferenceEngineConfig::default() };
+    let config = InferenceEngineConfig {
+        num_threads: args.threads as usize,
+        // The rows of a file seldom come again, and a small model is quicker than a lookup.
+        enable_request_deduplication: false,
+        ..InferenceEngineConfig::default()
+    };
     let engine = InferenceEngine::new(config)?;
     let stem = || args.model.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let depth = u32::try_from(places(&engine))?.saturating_mul(args.batch_size);

@@ -302,10 +302,12 @@ pub struct Worker {
 
 impl Worker {
     /// Starts `forebay run`. `toml` is a worker.toml without `[admin]` and `[log]`; `failpoints` is the variable's value.
+    /// Each record is scored, equal rows too, unless the text has a `[cache]`.
     pub fn start(toml: &str, instance: &str, failpoints: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (config, log, admin) = (folder.path().join("worker.toml"), folder.path().join("log"), free_port());
-        fs::write(&config, format!("{toml}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n")).unwrap();
+        let cache = if toml.contains("[cache]") { "" } else { "[cache]\nmode = \"off\"\n" };
+        fs::write(&config, format!("{toml}\n{cache}[admin]\nlisten = \"127.0.0.1:{admin}\"\n")).unwrap();
         let out = File::create(&log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
             .arg("run")
