@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-cache bench-check check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-cache bench-batch bench-submit bench-check check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,13 @@ bench-forest: build ## Measure the compiled forest beside every library that sco
 bench-cache: build ## Measure a lookup in the result cache beside scoring the row, and beside another cache
 	@tests/setup/bench
 	$(CARGO) bench --locked --bench cache
+
+# Simulated time: it may run beside other work.
+bench-batch: build ## Simulate the batcher's rules beside Triton's and plain ones; JSON=1 prints JSON; half a minute
+	@$(CARGO) bench --quiet --locked --bench simulate -- $(if $(JSON),--json)
+
+bench-submit: build ## Measure what submitting costs beside plain queues, and how late deadlines are kept
+	$(CARGO) bench --locked --bench submit
 
 # Counts, not times: it may run beside other work.
 bench-check: build ## Count instructions and allocations of the pure stages; ACCEPT=1 rewrites their table
