@@ -68,6 +68,7 @@ impl<T> Queue<T> {
     }
 
     /// The entry comes back when its lane is full.
+    #[inline]
     pub(super) fn push(&mut self, entry: Entry<T>) -> Result<(), Entry<T>> {
         let lane = &self.lanes[lane_of(&entry)];
         if lane.len() >= lane.depth_max {
@@ -78,6 +79,7 @@ impl<T> Queue<T> {
     }
 
     /// Pushes an entry that had its place before: its lane may be full.
+    #[inline]
     pub(super) fn push_again(&mut self, entry: Entry<T>) {
         let lane = lane_of(&entry);
         self.waiting += 1;
@@ -273,6 +275,7 @@ impl<T> Lane<T> {
         self.occupied + self.late.len()
     }
 
+    #[inline]
     fn push(&mut self, entry: Entry<T>) -> u64 {
         let seq = self.seq_next;
         self.seq_next += 1;
