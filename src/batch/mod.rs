@@ -173,7 +173,7 @@ impl<T> DynamicBatcher<T> {
 
     fn assert_level(&self, entry: &Entry<T>) {
         assert!(
-            entry.priority.get() <= self.policy.levels.count().get(),
+            usize::from(entry.priority.get()) <= self.queue.lanes(),
             "priority {} of {} levels: decode rejects it",
             entry.priority.get(),
             self.policy.levels.count()

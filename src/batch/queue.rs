@@ -110,8 +110,11 @@ impl<T> Queue<T> {
 
     /// Takes the head of lane `lane`.
     pub(super) fn pop(&mut self, lane: usize) -> Option<Entry<T>> {
-        let place = if self.lanes[lane].occupied > 0 { Place::InTime(lane) } else { Place::Late(lane) };
-        self.pop_at(place)
+        let lane = &mut self.lanes[lane];
+        let entry = lane.pop().or_else(|| lane.late.pop_front())?;
+        self.count_out(&entry);
+        self.drop_stale_deadlines();
+        Some(entry)
     }
 
     /// The head that came to the front first of those that have, by waiting `aging` for each level above their own. A late
