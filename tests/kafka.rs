@@ -129,6 +129,7 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("the_judges_can_fail", |_| support::checks::can_fail()),
         trial("killed_at_random_nothing_is_lost_or_doubled", kills::at_random),
         trial("killed_at_random_a_worker_that_lies_is_seen", kills::liars),
+        trial("killed_at_random_with_the_cache_on", kills::cached),
         trial("killed_at_random_at_least_once_loses_nothing", kills::at_least_once),
         trial("killed_at_random_each_key_keeps_its_order", kills::order_of_keys),
         trial("killed_at_random_each_partition_keeps_its_order", kills::order_of_partitions),

@@ -26,6 +26,8 @@ struct Run<'a> {
     promise: Promise,
     kills: usize,
     failpoints: &'a str,
+    /// More of worker.toml.
+    toml: &'a str,
 }
 
 /// What is left of it.
@@ -38,6 +40,16 @@ struct Outcome {
 pub(crate) fn at_random(shared: &Shared) {
     let outcome = Run::new("kills", EXACTLY_ONCE, env_or("FOREBAY_KILLS", 6)).on(shared);
     outcome.tally.assert_exactly_once();
+}
+
+/// Rows come again and again: most replies come from the cache, or from a neighbour that is being scored.
+pub(crate) fn cached(shared: &Shared) {
+    let toml = "[cache]\nmode = \"on\"\n";
+    let outcome = Run { toml, ..Run::new("killscached", EXACTLY_ONCE, env_or("FOREBAY_KILLS", 2)) }.on(shared);
+    outcome.tally.assert_exactly_once();
+    let from_cache = outcome.replies.iter().filter(|reply| reply.json()["metadata"]["cache_hit"] == true).count();
+    println!("killscached: {from_cache} of {} replies from the cache", outcome.replies.len());
+    assert!(from_cache > 0, "nothing was shown");
 }
 
 /// The negative control: each worker leaves out one reply and sends another one twice.
@@ -79,15 +91,16 @@ pub(crate) fn no_order(shared: &Shared) {
 
 impl<'a> Run<'a> {
     fn new(name: &'a str, promise: Promise, kills: usize) -> Self {
-        Self { name, promise, kills, failpoints: SLOWLY }
+        Self { name, promise, kills, failpoints: SLOWLY, toml: "" }
     }
 
     fn on(self, shared: &Shared) -> Outcome {
-        let Self { name, promise, kills, failpoints } = self;
+        let Self { name, promise, kills, failpoints, toml } = self;
         let (kafka, seed, records) = (&shared.kafka, Random::seed(), kills * RECORDS_A_KILL);
         let mut random = Random::new(seed);
         let (input, output) = shared.topics(name, PARTITIONS);
-        let toml = Toml { kafka: &promise.lines(), model: BATCHES, ..Toml::new(name) }.text(&kafka.brokers());
+        let model = [BATCHES, toml].concat();
+        let toml = Toml { kafka: &promise.lines(), model: &model, ..Toml::new(name) }.text(&kafka.brokers());
         let mut fleet = Fleet::start(&toml, name, WORKERS, failpoints);
 
         let requests: Vec<String> = (0..records).map(|n| shared.higgs.request_at(n, 1 + (n + n / KEYS) % 3)).collect();
