@@ -23,9 +23,9 @@ use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
+pub use self::cache::{CacheMetrics, CacheStats};
 use self::family::Family;
 use self::histogram::TICKS_KEPT;
-pub use self::cache::{CacheMetrics, CacheStats};
 pub use self::histogram::{Histogram, Quantiles, Scale};
 pub use self::lag::{Lags, PartitionLag};
 pub use self::pauses::{PauseStats, Pauses, watch};
