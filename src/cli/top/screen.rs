@@ -157,7 +157,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
-    use crate::metrics::{HealthStats, Metrics, QueueSight, Sights, Stats};
+    use crate::metrics::{HealthStats, MemoryPoolSnapshot, Metrics, QueueSight, Sights, Stats};
 
     /// A worker with one model, which has scored so many requests.
     fn stats(metrics: &Metrics, scored: u64) -> Stats {
@@ -165,7 +165,7 @@ mod tests {
         let level = |priority| QueueSight { model: "m".to_owned(), priority, depth: 7 * priority, oldest: None };
         let model = serde_json::json!({"name": "m", "version": 1, "kind": "onnx", "backend": "runtime", "compiled": false,
             "sha256": "", "features": ["a"], "outputs": 1});
-        let pool = crate::batch::PoolStats { total_buffers: 0, memory_usage_mb: 0.0, hits: 0, misses: 0 };
+        let pool = MemoryPoolSnapshot::new(&[]);
         let models = vec![serde_json::from_value(model).unwrap()];
         let sights = Sights { pool, waiting: 21, queues: vec![level(1), level(2)], models };
         let health = HealthStats { live: true, ready: true, reasons: Vec::new() };

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use comfy_table::{CellAlignment, Table};
 
 use super::History;
-use crate::metrics::{ModelStats, Quantiles, Stats};
+use crate::metrics::{CacheStats, ModelStats, Quantiles, Stats};
 
 /// What a count per second needs two answers for. With one, the rates are those of the worker's own last seconds.
 #[derive(Default)]
@@ -88,9 +88,15 @@ pub(super) fn figures(stats: &Stats, rates: &Rates) -> Vec<(&'static str, String
         ("waiting", whole(stats.seed.dynamic_batcher.waiting_requests as u64)),
         ("in flight", whole(u64::try_from(stats.totals.records_in_flight).unwrap_or(0))),
         ("lag", lag),
+        ("cache", stats.cache.as_ref().map_or_else(|| NONE.to_owned(), cache)),
         ("memory", stats.memory.resident_bytes.map_or_else(|| NONE.to_owned(), bytes)),
         ("cores busy", rates.cores.map_or_else(|| NONE.to_owned(), |cores| format!("{cores:.2}"))),
     ]
+}
+
+fn cache(cache: &CacheStats) -> String {
+    let asked = cache.hits + cache.joined + cache.misses;
+    format!("{:.1} % hits", 100.0 * cache.hits as f64 / asked.max(1) as f64)
 }
 
 fn failed_total(stats: &Stats) -> String {
