@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 
 use self::door::Door;
 pub use self::door::PendingPrediction;
-use crate::batch::{BatchPolicy, LevelPolicy, Levels};
+use crate::batch::{BatchPolicy, BatcherStats, LevelPolicy, Levels};
 use crate::cache::CachePolicy;
 use crate::clock;
-use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot};
+use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot, QueueSight, Sights};
 use crate::model::validate::Validation;
 use crate::model::{
     self, Backend, Catalog, LevelTimeout, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType,
@@ -365,7 +365,30 @@ impl InferenceEngine {
     /// The seed's snapshot.
     #[must_use]
     pub fn get_performance_metrics(&self) -> PerformanceSnapshot {
-        PerformanceMetrics::new(&self.metrics).get_metrics(self.scheduler.waiting(), self.scheduler.pools.snapshot())
+        let Sights { waiting, pool, .. } = self.sights();
+        PerformanceMetrics::new(&self.metrics).get_metrics(waiting, pool)
+    }
+
+    /// What the metrics cannot count but can see: queues, buffers, models. Allocates: not for the record path.
+    #[must_use]
+    pub fn sights(&self) -> Sights {
+        let (models, stats, now) = (self.scheduler.models(), self.scheduler.queues(), clock::now());
+        let waiting = stats.iter().map(|stats| stats.waiting).sum();
+        let levels = |(model, BatcherStats { depth, oldest, .. }): (&Arc<LoadedModel>, BatcherStats)| {
+            let name = model.name().to_owned();
+            depth.into_iter().zip(oldest).zip(1..).map(move |((depth, oldest), priority)| QueueSight {
+                model: name.clone(),
+                priority,
+                depth,
+                oldest: oldest.map(|arrived| now.saturating_duration_since(arrived)),
+            })
+        };
+        Sights {
+            pool: self.scheduler.pools.snapshot(),
+            waiting,
+            queues: models.iter().zip(stats).flat_map(levels).collect(),
+            models: models.iter().map(|model| model.info()).collect(),
+        }
     }
 
     /// The counters behind the snapshot.

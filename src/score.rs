@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::batch::{BatchPolicy, Dispatch, DynamicBatcher, Entry, QueueFull, back_off};
+use crate::batch::{BatchPolicy, BatcherStats, Dispatch, DynamicBatcher, Entry, QueueFull, back_off};
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics};
 use crate::model::LoadedModel;
@@ -241,9 +241,14 @@ impl Scheduler {
         Ok(index)
     }
 
-    /// Requests that wait in a queue now.
-    pub(crate) fn waiting(&self) -> usize {
-        self.state.lock().lanes.iter().map(DynamicBatcher::len).sum()
+    /// What waits now, model by model.
+    pub(crate) fn queues(&self) -> Vec<BatcherStats> {
+        self.state.lock().lanes.iter().map(DynamicBatcher::get_stats).collect()
+    }
+
+    /// The version that each slot serves now.
+    pub(crate) fn models(&self) -> Vec<Arc<LoadedModel>> {
+        self.models.read().clone()
     }
 
     fn run_score(&self, thread: usize) {
@@ -387,6 +392,8 @@ impl Scheduler {
     /// What was scored, if anything was.
     fn score(&self, turn: Turn<'_>, batch: Vec<Entry<Queued>>) -> Option<Served> {
         let started = clock::now();
+        let arrivals = batch.iter().map(|entry| (entry.priority, entry.arrived));
+        self.metrics.model(turn.model.name()).taken(started, arrivals);
         let (mut batch, leads) = self.look_up(turn, batch, started);
         if batch.is_empty() {
             leads.into_iter().for_each(Leads::settle_empty);
@@ -421,9 +428,7 @@ impl Scheduler {
         refuse_non_finite(&batch, &mut outcomes, &scores, outputs, model.name());
 
         let batch_size = u32::try_from(rows).unwrap_or(u32::MAX);
-        let oldest = batch.iter().map(|entry| entry.arrived).min().unwrap_or(started);
-        let queued = started.saturating_duration_since(oldest);
-        PerformanceMetrics::new(&self.metrics).update_inference(model.name(), batch_size, inference, queued);
+        PerformanceMetrics::new(&self.metrics).update_inference(model.name(), batch_size, inference);
         if let Some(leads) = leads {
             leads.settle(&mut batch, &mut outcomes, (&scores, outputs), inference);
         }
@@ -467,13 +472,26 @@ impl Scheduler {
         }
     }
 
+    fn count_ends(&self, batch: &[Entry<Queued>], scored: &Scored) {
+        let mut failed = 0;
+        for (entry, outcome) in batch.iter().zip(&scored.outcomes) {
+            if let Err(reject) = outcome {
+                failed += 1;
+                // What expired never met its model.
+                let asked = || entry.item.ticket.request().work.as_ref().ok().and_then(|work| self.model(work.model));
+                let model = scored.model.clone().or_else(asked);
+                let name = model.as_ref().map_or("", |model| model.name());
+                PerformanceMetrics::new(&self.metrics).record_error(name, reject.code);
+            }
+        }
+        if let Some(model) = &scored.model {
+            self.metrics.model(model.name()).scored.inc_by((batch.len() - failed) as u64);
+        }
+    }
+
     /// Gives each submitter its own requests, as one batch.
     fn hand_back(&self, batch: Vec<Entry<Queued>>, scored: Scored, inference: std::time::Duration) {
-        let recorder = PerformanceMetrics::new(&self.metrics);
-        let failed = scored.outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-        let failed = failed.map(|reject| recorder.record_error(reject.code)).count();
-        self.metrics.requests_scored.inc_by((scored.outcomes.len() - failed) as u64);
-
+        self.count_ends(&batch, &scored);
         let Scored { outcomes, scores, outputs, model, batch_size, started, cache_hit } = scored;
         let mut shares: Vec<Share> = Vec::new();
         let size = batch.len();

@@ -7,9 +7,14 @@ mod topology;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
+use forebay::admin::{self, Health};
+use forebay::engine::{InferenceEngine, InferenceEngineConfig};
+use forebay::placement::Pin;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -556,4 +561,50 @@ fn run_names_what_is_wrong_with_its_config() {
     let file = folder.path().join("worker.toml");
     fs::write(&file, WORKER.replace("higgs.txt", "nowhere.txt")).unwrap();
     run(forebay(["run", "--config"]).arg(&file)).expect_error(4, &["nowhere.txt", "cannot read the file"]);
+}
+
+// ---- top ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn top_prints_a_running_workers_figures_once() {
+    let config = InferenceEngineConfig { num_threads: 1, pin: Pin::Off, ..InferenceEngineConfig::default() };
+    let engine = Arc::new(InferenceEngine::new(config).unwrap());
+    engine.load_model(higgs("higgs.model.txt"), None, true).unwrap();
+    let health = Arc::new(Health::default());
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let address = admin::serve(any, Arc::clone(&health), Arc::clone(&engine)).unwrap();
+    let features = vec![vec![0.5; 28]; 1_234];
+    assert!(engine.predict_batch(&features).iter().all(Result::is_ok));
+    health.not_ready("group", "draining");
+
+    let url = format!("http://{address}/");
+    // Not a terminal: no --once is needed.
+    for args in [vec!["top", "--url", &url], vec!["top", "--url", &url, "--once"]] {
+        let ran = run(&mut forebay(args)).expect(0);
+        let lines: Vec<&str> = ran.stdout.lines().collect();
+        assert!(lines[0].starts_with("forebay 0.1.0 · not ready · up "), "{}", ran.stdout);
+        assert_eq!(lines[1], "! group: draining");
+        let model = lines.iter().find(|line| line.trim_start().starts_with("higgs.model  lightgbm compiled"));
+        let cells: Vec<&str> = model.expect("a line of the model").split_whitespace().collect();
+        assert_eq!((cells[3], cells[5]), ("1", "0"), "version, failed: {}", ran.stdout);
+        let scored: f64 = cells[4].trim_end_matches("/s").replace(',', "").parse().unwrap();
+        assert!(scored > 0.0, "{}", ran.stdout);
+        let queue = lines.iter().find(|line| line.split_whitespace().take(3).eq(["higgs.model", "2", "0"]));
+        assert!(queue.is_some_and(|line| line.contains("ms") || line.contains("us")), "{}", ran.stdout);
+        assert!(!ran.stdout.contains('\u{1b}'), "plain text");
+    }
+    let stats = run(&mut forebay(["top", "--url", &format!("{url}livez")]));
+    stats.expect_error(1, &["answered 404", "is that the admin port of a worker?"]);
+}
+
+#[test]
+fn top_names_a_worker_that_does_not_answer_and_the_remedy() {
+    // A port that was free a moment ago.
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}");
+    let ran = run(&mut forebay(["top", "--once", "--url", &url]));
+    ran.expect_error(1, &[&url, "no worker answers", "--url", "admin.listen"]);
+    let ran = run(&mut forebay(["top", "--url", "https://127.0.0.1:1"]));
+    ran.expect_error(2, &["--url https://127.0.0.1:1", "http://HOST:PORT"]);
+    run(&mut forebay(["top", "--interval", "1ms"])).expect_error(2, &["100ms to 1h"]);
 }

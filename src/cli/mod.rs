@@ -12,6 +12,7 @@ mod model;
 #[cfg(feature = "kafka")]
 mod run;
 mod score;
+mod top;
 mod topology;
 
 use std::error::Error;
@@ -71,6 +72,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Cores, NUMA nodes, and where threads will be pinned
     Topology(topology::TopologyArgs),
+    /// Watch a running worker: throughput, latency, queues, lag
+    Top(top::TopArgs),
     /// Check a worker.toml, or print it with all defaults
     Config(config::ConfigArgs),
     /// Stream real records through an in-process broker, or through your own
@@ -182,6 +185,7 @@ pub fn main() -> ExitCode {
         Command::Model(args) => model::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Topology(args) => topology::run(args),
+        Command::Top(args) => top::run(args),
         Command::Config(args) => config::run(args),
         #[cfg(feature = "kafka")]
         Command::Demo(args) => demo::run(args),

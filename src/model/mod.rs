@@ -31,6 +31,7 @@ use parking_lot::{Mutex, MutexGuard};
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::load::{ModelBytes, load, model_type_of};
 use self::validate::{Sample, Validation};
+use crate::metrics::ModelInfo;
 
 /// The kinds of model that this version scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -362,6 +363,27 @@ impl LoadedModel {
     #[must_use]
     pub fn runs_native_code(&self) -> bool {
         self.native
+    }
+
+    /// What `/models` tells of it.
+    #[must_use]
+    pub fn info(&self) -> ModelInfo {
+        let kind = self.schema.model_type;
+        let backend = match kind {
+            _ if self.compiled => "compiled",
+            ModelType::LightGbm | ModelType::XgBoost => "reference",
+            ModelType::Onnx => "runtime",
+        };
+        ModelInfo {
+            name: self.name.clone(),
+            version: self.version,
+            kind: kind.as_str().to_owned(),
+            backend: backend.to_owned(),
+            compiled: self.compiled,
+            sha256: self.sha256.clone(),
+            features: self.schema.feature_names.clone(),
+            outputs: self.schema.outputs,
+        }
     }
 
     /// The scorer of one score thread. Each thread uses its own, so the lock is never waited for.

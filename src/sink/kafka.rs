@@ -247,6 +247,7 @@ impl Committer {
         let ordering = self.sink.limits.ordering;
         for AssignedPartition { id, topic, number, committed } in assigned {
             let tracker = Tracker::new(&committed, ordering);
+            self.sink.metrics.lags.assigned(&topic, number, committed.base());
             self.partitions.insert(id, Partition { topic, number, tracker, idle: None });
             self.sink.metrics.partitions_assigned.inc();
         }
@@ -270,7 +271,7 @@ impl Committer {
             let key = request.key.filter(|_| is_keyed).map(|key| self.keys.hash_one(chunk.bytes(key)));
             partition.tracker.deliver(request.position.offset, key);
             if let Err(reject) = &request.work {
-                self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
+                self.sink.metrics.record_error("", reject.code);
                 let ticket = Ticket { chunk: Arc::clone(chunk), index };
                 let reply = self.encoder.encode_reject(ticket, reject);
                 self.finish(reply);
@@ -283,6 +284,7 @@ impl Committer {
         for id in partitions {
             if let Some(gone) = self.partitions.remove(id) {
                 self.release(gone.tracker.len());
+                self.sink.metrics.lags.gone(&gone.topic, gone.number);
                 self.sink.metrics.partitions_assigned.dec();
             }
         }
@@ -360,12 +362,13 @@ impl Committer {
         for (id, commit) in commits {
             if let Some(partition) = self.partitions.get_mut(id) {
                 records += partition.tracker.commit(commit);
+                self.sink.metrics.lags.committed(&partition.topic, partition.number, commit.map.base());
             }
         }
         self.release(records);
         self.sink.watch.back();
         self.sink.metrics.commits.inc();
-        self.sink.metrics.commit_records.observe(records as f64);
+        self.sink.metrics.commit_records.add(records as u64);
     }
 
     /// Commits of partitions that were read to their end, past what is no record.

@@ -75,14 +75,16 @@ fn measure(kafka: &Kafka, rows: &[String], name: &str, title: &str, toml: impl F
     let stop = Arc::new(Stop::default());
     let worker = Worker::start(&config, Arc::clone(&stop)).unwrap();
     let metrics = Arc::clone(worker.engine().metrics());
+    let model = metrics.model("higgs");
     let [before, after] = MIDDLE.map(|hundredth| {
         let wanted = u64::try_from(RECORDS * hundredth / 100).unwrap();
         // The wait itself allocates nothing.
-        until("the records", || metrics.requests_scored.get() >= wanted);
-        let committed = (metrics.commits.get(), metrics.commit_records.get_sample_sum());
-        (metrics.requests_scored.get(), Counted::so_far(), committed, (metrics.batches.get(), metrics.rows.get()))
+        until("the records", || model.scored.get() >= wanted);
+        let committed = (metrics.commits.get(), metrics.commit_records.sum());
+        let batches = (model.batch_rows.count(), model.batch_rows.sum());
+        (model.scored.get(), Counted::so_far(), committed, batches)
     });
-    until("the end", || metrics.requests_scored.get() + metrics.failed_total() >= RECORDS as u64);
+    until("the end", || model.scored.get() + metrics.failed_total() >= RECORDS as u64);
     stop.request(Duration::from_secs(20));
     let ended = worker.wait();
     let records = (after.0 - before.0) as f64;
@@ -91,7 +93,7 @@ fn measure(kafka: &Kafka, rows: &[String], name: &str, title: &str, toml: impl F
         "{title:<28} {:>14.4} {:>12.1} {:>14.0} {:>10.0}",
         counted.allocations as f64 / records,
         counted.bytes as f64 / records,
-        (after.2.1 - before.2.1) / (after.2.0 - before.2.0) as f64,
+        (after.2.1 - before.2.1) as f64 / (after.2.0 - before.2.0) as f64,
         (after.3.1 - before.3.1) as f64 / (after.3.0 - before.3.0) as f64,
     );
     let replies = kafka.read(&output, RECORDS);

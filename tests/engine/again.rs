@@ -41,7 +41,7 @@ fn it_waits_for_its_back_off_and_its_neighbours_do_not() {
     assert!(waited >= 300 * MS, "100 ms and 200 ms: {waited:?}");
     shard.assert_nothing_more();
     assert_eq!(shard.engine.metrics().retries.get(), 2);
-    assert_eq!(shard.engine.metrics().requests_scored.get(), 4);
+    assert_eq!(shard.engine.metrics().scored_total(), 4);
 }
 
 #[test]

@@ -189,7 +189,7 @@ fn the_same_row_again_is_a_hit() {
     let stats = engine.get_performance_metrics();
     assert_eq!((stats.total_requests, stats.dynamic_batcher.processed_batches), (3, 2));
     assert!((stats.cache_hit_rate - 1.0 / 3.0).abs() < 1e-12, "{}", stats.cache_hit_rate);
-    let text = engine.metrics().to_text();
+    let text = engine.metrics().to_text(&engine.sights());
     for line in ["cache_entries 2", "cache_hits_total 1", "cache_evicted_total{reason=\"ttl\"} 0"] {
         assert!(text.contains(&format!("\nforebay_{line}\n")), "{line} is in {text}");
     }

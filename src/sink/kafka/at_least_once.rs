@@ -152,6 +152,7 @@ impl Committer {
     }
 
     fn take_reports(&mut self, producer: &ReplyProducer, sending: &mut Sending) {
+        let mut arrivals = Vec::new();
         for (index, code) in producer.take_reports() {
             let Some(entry) = sending.entry(index) else { continue };
             let (id, offset) = (entry.id, entry.offset);
@@ -161,6 +162,8 @@ impl Committer {
                 if entry.waits == 0
                     && let Some(partition) = self.partitions.get_mut(&id)
                 {
+                    let pending = partition.tracker.reply(offset);
+                    arrivals.extend(pending.map(|pending| pending.reply.ticket.request().arrived));
                     partition.tracker.answered(offset);
                 }
                 self.arrived(sending);
@@ -168,6 +171,9 @@ impl Committer {
             };
             entry.waits = 0;
             self.not_delivered(sending, id, offset, index % 2 == 1, code);
+        }
+        if !arrivals.is_empty() {
+            self.sink.metrics.request_seconds.add_since(clock::now(), arrivals.into_iter());
         }
         sending.shrink();
     }

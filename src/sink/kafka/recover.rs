@@ -185,6 +185,7 @@ impl Committer {
             };
             let done = partition.tracker.committed_to(&map);
             let done = done.map_err(|error| SinkError::Fatal(format!("{place}: {error}")))?;
+            self.sink.metrics.lags.committed(&partition.topic, partition.number, map.base());
             self.release(done);
         }
         self.is_news = true;

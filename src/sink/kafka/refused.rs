@@ -20,7 +20,7 @@ impl Committer {
         let (ticket, had_letter, was_error) = (old.reply.ticket.clone(), old.letter, old.reply.error.is_some());
         let dropped = old.reply.error.is_some() && matches!(old.address(), ReplyAddress::Route);
         let reply = self.encoder.encode_reject(ticket, reject);
-        self.sink.metrics.requests_failed.with_label_values(&[reject.code.as_str()]).inc();
+        self.sink.metrics.record_error("", reject.code);
         if dropped {
             tracing::error!(topic = partition.topic, offset, "even the error reply was refused; the record is dropped");
             self.sink.metrics.replies_dropped.inc();

@@ -97,16 +97,24 @@ impl Committer {
         match done {
             Ok(()) => {
                 self.count_letters(&take);
+                self.count_latencies(&take, end);
                 self.commit(&take);
                 self.records_max = self.records_max.saturating_mul(2);
                 if std::mem::take(&mut self.refusing) {
                     self.sink.ready();
                 }
-                self.sink.metrics.commit_seconds.observe((end - begin).as_secs_f64());
+                self.sink.metrics.commit_seconds.add_duration(end - begin);
                 Ok(Some(producer))
             }
             Err(error) => self.failed(producer, &error, &take, begin),
         }
+    }
+
+    /// How long the records of a transaction that went through took, from their arrival.
+    fn count_latencies(&self, take: &Take, end: Instant) {
+        let sent = take.iter().flat_map(|(id, commit)| self.partitions[id].tracker.sent().take(commit.records));
+        let arrivals = sent.map(|(_, pending)| pending.reply.ticket.request().arrived);
+        self.sink.metrics.request_seconds.add_since(end, arrivals);
     }
 
     fn failed(

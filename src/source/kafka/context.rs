@@ -16,7 +16,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 use rdkafka_sys::types::RDKafkaRespErr;
 
-use super::idle;
+use super::idle::{self, End, Ends};
 use super::start::Asked;
 use super::{GroupConsumer, GroupListener, SourceError};
 use crate::client::positions::{self, Committed};
@@ -60,7 +60,7 @@ pub struct GroupContext {
     pub(super) out_of_range: AtomicBool,
     pub(super) ask: Mutex<Option<Sender<Vec<Asked>>>>,
     /// Where partitions were read to their end, as of librdkafka's last statistics.
-    ends: Mutex<Vec<idle::End>>,
+    ends: Mutex<Vec<End>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) failure: Mutex<Option<SourceError>>,
 }
@@ -256,7 +256,11 @@ impl ClientContext for GroupContext {
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
-        *self.ends.lock() = idle::ends(statistics);
+        let Ends { stable, read } = idle::ends(statistics);
+        for End { topic, number, offset } in stable {
+            self.metrics.lags.ends(&topic, number, offset);
+        }
+        *self.ends.lock() = read;
     }
 }
 

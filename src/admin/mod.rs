@@ -1,4 +1,6 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`, `/stats`. It changes nothing.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/stats`, `/models`, and the live page at `/`. It changes nothing.
+
+mod page;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,8 +15,9 @@ use axum::response::{IntoResponse, Json};
 use axum::routing::get;
 use parking_lot::Mutex;
 
+use crate::clock;
 use crate::engine::InferenceEngine;
-use crate::metrics::PerformanceSnapshot;
+use crate::metrics::{self, HealthStats, ModelInfo, Stats};
 
 /// Whether the worker can do its work, and if not, why.
 #[derive(Debug, Default)]
@@ -42,6 +45,12 @@ impl Health {
         lines.concat()
     }
 
+    /// Whether the worker can recover by itself.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.dead.load(Ordering::Relaxed)
+    }
+
     /// The worker cannot recover by itself: `/livez` fails from here on.
     pub fn died(&self) {
         self.dead.store(true, Ordering::Relaxed);
@@ -54,6 +63,17 @@ struct Admin {
     engine: Arc<InferenceEngine>,
 }
 
+impl Admin {
+    /// What is not ready, a line each.
+    fn reasons(&self) -> String {
+        let mut reasons = self.health.reasons();
+        if self.engine.metrics().broker_away.get() != 0 {
+            reasons.push_str("broker: none can be reached\n");
+        }
+        reasons
+    }
+}
+
 /// Serves until the process ends. Returns the address, whose port was chosen by the system if `listen` says 0.
 ///
 /// # Errors
@@ -63,11 +83,14 @@ pub fn serve(listen: SocketAddr, health: Arc<Health>, engine: Arc<InferenceEngin
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    metrics::watch(engine.metrics())?;
     let router = Router::new()
+        .route("/", get(page::page))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(prometheus_text))
         .route("/stats", get(stats))
+        .route("/models", get(models))
         .with_state(Admin { health, engine });
     Builder::new().name("forebay-admin".to_owned()).spawn(move || {
         runtime.block_on(async move {
@@ -84,22 +107,27 @@ pub fn serve(listen: SocketAddr, health: Arc<Health>, engine: Arc<InferenceEngin
 }
 
 async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
-    let dead = admin.health.dead.load(Ordering::Relaxed);
-    if dead { (StatusCode::SERVICE_UNAVAILABLE, "dead\n") } else { (StatusCode::OK, "ok\n") }
+    let live = admin.health.is_live();
+    if live { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "dead\n") }
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    let mut reasons = admin.health.reasons();
-    if admin.engine.metrics().broker_away.get() != 0 {
-        reasons.push_str("broker: none can be reached\n");
-    }
+    let reasons = admin.reasons();
     if reasons.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, reasons) }
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], admin.engine.metrics().to_text())
+async fn prometheus_text(State(admin): State<Admin>) -> impl IntoResponse {
+    let text = admin.engine.metrics().to_text(&admin.engine.sights());
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text)
 }
 
-async fn stats(State(admin): State<Admin>) -> Json<PerformanceSnapshot> {
-    Json(admin.engine.get_performance_metrics())
+async fn stats(State(admin): State<Admin>) -> impl IntoResponse {
+    let reasons: Vec<String> = admin.reasons().lines().map(str::to_owned).collect();
+    let health = HealthStats { live: admin.health.is_live(), ready: reasons.is_empty(), reasons };
+    let stats = Stats::new(admin.engine.metrics(), &admin.engine.sights(), health, clock::now());
+    ([(header::CACHE_CONTROL, "no-store")], Json(stats))
+}
+
+async fn models(State(admin): State<Admin>) -> Json<Vec<ModelInfo>> {
+    Json(admin.engine.sights().models)
 }
