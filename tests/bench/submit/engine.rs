@@ -93,6 +93,8 @@ impl Engine {
             num_threads: THREADS,
             pin: Pin::Off,
             max_concurrent_requests: from_one(DEPTH),
+            // Requests of equal rows would follow each other, and what is measured is the queue.
+            enable_request_deduplication: false,
             ..InferenceEngineConfig::default()
         };
         let engine = InferenceEngine::new(config)?;
