@@ -22,7 +22,10 @@ pub(crate) fn print() -> anyhow::Result<()> {
     println!(
         "Nanoseconds of a producer's time for each record, the fastest of {ROUNDS} rounds, by the wall clock; {cores} cores."
     );
-    println!("Where producers and busy consumers are more than cores, the time that others ran is in it.");
+    println!(
+        "The fastest is one in which nobody else had the core or the lock for long: the cost of the work itself. With as few"
+    );
+    println!("cores as here threads take turns, and how they wait for the lock on many cores this cannot show.");
     println!(
         "deque: one lock around a VecDeque of tickets, once a chunk; channel: crossbeam's, bounded; two consumers."
     );
