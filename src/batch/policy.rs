@@ -40,7 +40,7 @@ pub enum QueueDelay {
     /// It is always `queue_delay_max`.
     #[default]
     Fixed,
-    /// It is learned: a batch's fixed cost times the share of time that the score threads are busy, and never more than
+    /// It is learned: a batch's fixed cost times the share of time that all score threads are busy, and never more than
     /// `queue_delay_max`. See [`super::ServiceTime::delay`].
     Adaptive,
 }

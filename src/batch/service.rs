@@ -60,15 +60,16 @@ impl ServiceTime {
         (self.busy_s(now) / (LOAD_WINDOW_S * f64::from(threads.max(1)))).clamp(0.0, 1.0)
     }
 
-    /// How long the oldest request of an idle thread should wait for company: the fixed cost times the load.
+    /// How long the oldest request of an idle thread should wait for company: the fixed cost, as far as all threads are busy.
     ///
     /// With n requests waiting and one more expected every 1/λ, waiting for it costs n/λ of their time. It spares a later
-    /// batch its fixed cost a, which others wait for only as far as the threads are busy: a·ρ. That is worth it
-    /// up to n = a·ρ·λ, the number that comes within a·ρ. So nobody waits while there are threads to spare, and never longer
-    /// than a batch's fixed cost.
+    /// batch its fixed cost a, which others wait for only while all of the N threads are busy: about ρ^N of the time. That is
+    /// worth it up to n = a·ρ^N·λ, the number that comes within a·ρ^N. So nobody waits while there are threads to spare, and
+    /// never longer than a batch's fixed cost. `make bench-batch` holds the rule against others.
     #[must_use]
     pub fn delay(&self, now: Instant, threads: u32) -> Duration {
-        self.fixed().mul_f64(self.load(now, threads))
+        let all_busy = self.load(now, threads).powi(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+        self.fixed().mul_f64(all_busy)
     }
 
     fn busy_s(&self, now: Instant) -> f64 {

@@ -26,7 +26,6 @@ use super::{Queued, Scheduler, Scored, Turn};
 use crate::batch::Entry;
 use crate::cache::{CacheKey, CachePolicy, Look, LookPolicy, LruTtlCache, Observed, RowHasher, Secret, Tally};
 use crate::clock;
-use crate::metrics::Metrics;
 use crate::model::LoadedModel;
 use crate::record::ModelId;
 
@@ -237,6 +236,9 @@ impl Scheduler {
         }
         leads.seen.hits = hits.entries.len();
         leads.seen.time = clock::now() - started;
+        // Before anybody has an answer: who has one finds it counted.
+        let Seen { joined, misses, .. } = leads.seen;
+        self.metrics.cache.add((hits.entries.len(), joined, misses), std::mem::take(&mut leads.seen.tally));
         if !hits.entries.is_empty() {
             let Hits { entries, outcomes, scores } = hits;
             let (outputs, model) = (schema.outputs, Some(Arc::clone(turn.model)));
@@ -330,8 +332,7 @@ impl Leads<'_> {
 
     fn count(&self, scored_rows: u64, scoring_time: Duration) {
         let Seen { hits, joined, misses, spared_rows, time, tally } = self.seen;
-        let metrics: &Metrics = &self.scheduler.metrics;
-        metrics.cache.add((hits, joined, misses), tally);
+        self.scheduler.metrics.cache.add((0, 0, 0), tally);
         let Some(looking) = &self.admitted.looking else { return };
         let batch = Observed {
             lookups: (hits + joined + misses) as u64,
