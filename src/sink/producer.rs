@@ -145,14 +145,20 @@ impl ReplyProducer {
         told.err().unwrap_or_else(|| TransactionError::Failed("a transaction that takes no replies".to_owned()))
     }
 
-    /// Waits until every reply is acknowledged or refused.
+    /// Waits until every reply of the transaction is acknowledged, and says what was refused.
     pub(super) fn flush(&self, bound: Duration) -> Result<(), TransactionError> {
+        self.deliver(bound)?;
+        self.refused()
+    }
+
+    /// Waits until every reply is acknowledged or refused. The last reports may be a moment behind.
+    pub(super) fn deliver(&self, bound: Duration) -> Result<(), TransactionError> {
         // SAFETY: the client is alive; delivery reports are served by the producer's own thread.
         let done = unsafe { rdkafka_sys::rd_kafka_flush(self.producer.client().native_ptr(), millis(bound)) };
         if done != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(TransactionError::Connection(format!("replies were not acknowledged within {bound:?}")));
         }
-        self.refused()
+        Ok(())
     }
 
     pub(super) fn send_offsets(
@@ -207,9 +213,12 @@ impl ReplyProducer {
     }
 
     fn refused(&self) -> Result<(), TransactionError> {
-        let reports = std::mem::take(&mut *self.reports.lock());
+        let mut reports = self.reports.lock();
+        // Where every delivery is reported, the good ones are not lost with the bad.
+        let failed: Vec<_> = reports.extract_if(.., |(_, code)| code.is_some()).collect();
+        drop(reports);
         // After one refusal librdkafka purges what still waits and fails the other replies of its batch.
-        let failed = reports.into_iter().filter_map(|(index, code)| Some((index, code?)));
+        let failed = failed.into_iter().filter_map(|(index, code)| Some((index, code?)));
         let (refused, others): (Vec<_>, Vec<_>) = failed.partition(|(_, code)| is_definite(*code));
         if let Some((_, code)) = others.iter().find(|(_, code)| !is_collateral(*code)) {
             return Err(TransactionError::Connection(format!("a reply was not delivered: {code}")));

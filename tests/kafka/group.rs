@@ -16,9 +16,10 @@ pub(crate) fn brokers_own(shared: &Shared) {
     come_and_go(shared, "groupconsumer", "rebalance = \"consumer\"");
 }
 
-/// Without a transaction too nothing is answered twice, as long as nobody is killed.
+/// Without a transaction too nothing is answered twice, as long as nobody is killed. Replies take their time, so that some
+/// are on their way whenever partitions go.
 pub(crate) fn at_least_once(shared: &Shared) {
-    come_and_go(shared, "groupleast", "delivery = \"at_least_once\"");
+    come_and_go(shared, "groupleast", "delivery = \"at_least_once\"\n[kafka.client]\n\"linger.ms\" = 3000");
 }
 
 fn come_and_go(shared: &Shared, name: &str, kafka: &str) {

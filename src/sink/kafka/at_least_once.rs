@@ -21,6 +21,8 @@ use crate::record::PartitionId;
 
 /// The least time between two looks at the delivery reports, but for those that come with other events.
 const REPORTS_WAIT: Duration = Duration::from_millis(5);
+/// How far delivery reports may be behind the deliveries.
+const REPORTS_BOUND: Duration = Duration::from_secs(1);
 
 /// What is with the producer, in the order in which it was handed over.
 #[derive(Default)]
@@ -178,6 +180,16 @@ impl Committer {
         sending.shrink();
     }
 
+    /// After a delivery: its last reports are on their way from librdkafka's queue.
+    fn take_all_reports(&mut self, producer: &ReplyProducer, sending: &mut Sending) {
+        let end = clock::now() + REPORTS_BOUND;
+        self.take_reports(producer, sending);
+        while !sending.entries.is_empty() && clock::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+            self.take_reports(producer, sending);
+        }
+    }
+
     /// The route's topics take replies.
     fn arrived(&mut self, sending: &mut Sending) {
         if std::mem::take(&mut self.refusing) {
@@ -287,8 +299,8 @@ impl Committer {
             self.count_failure(&error.to_string())?;
         }
         // What arrives still is not sent again.
-        let _ = producer.flush(Duration::from_secs(1));
-        self.take_reports(&producer, sending);
+        let _ = producer.deliver(REPORTS_BOUND);
+        self.take_all_reports(&producer, sending);
         drop(producer);
         sending.first += sending.entries.len();
         sending.entries.clear();
@@ -368,8 +380,8 @@ impl Committer {
         thread: &CommitThread,
         sending: &mut Sending,
     ) -> Result<(), SinkError> {
-        if self.send_finished(producer, sending).is_ok() && producer.flush(CALL_BOUND).is_ok() {
-            self.take_reports(producer, sending);
+        if self.send_finished(producer, sending).is_ok() && producer.deliver(CALL_BOUND).is_ok() {
+            self.take_all_reports(producer, sending);
         }
         // The one that is under way first: an older commit must not come after a newer one.
         for _ in 0..2 {
