@@ -59,7 +59,11 @@ pub(crate) fn is_survived(shared: &Shared) {
         };
         Feed::start(&shared.kafka, &input, rate as f64, count, record)
     };
-    let mut sent = feed(0, unloaded, CAPACITY_PER_S / 5).end();
+    let calm = feed(0, unloaded, CAPACITY_PER_S / 5);
+    while calm.sent() < unloaded {
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let mut sent = calm.end();
     watcher.wait_seen(unloaded);
     let loaded = feed(unloaded, records - unloaded, 2 * CAPACITY_PER_S);
     let mut memory = Vec::new();
