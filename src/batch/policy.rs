@@ -19,7 +19,7 @@ pub struct BatchPolicy {
     /// Sizes in rows that the model scores best, ascending and none above `batch_size_max`. A batch is cut to the largest
     /// that the waiting rows fill; when they fill none, or the delay has ended, it takes what there is. Empty: any size.
     pub preferred_sizes: Vec<NonZeroU32>,
-    /// How the wait for company is found.
+    /// How the wait for company is found: always the same, or by [`super::ServiceTime::delay`].
     pub queue_delay: QueueDelay,
     /// How long the oldest entry may wait for company. Zero: an idle score thread takes whatever there is.
     pub queue_delay_max: Duration,
@@ -41,7 +41,7 @@ pub enum QueueDelay {
     #[default]
     Fixed,
     /// It is learned: a batch's fixed cost times the share of time that all score threads are busy, and never more than
-    /// `queue_delay_max`. See [`super::ServiceTime::delay`].
+    /// `queue_delay_max`.
     Adaptive,
 }
 

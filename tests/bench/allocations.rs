@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             format!(
                 "instance = \"bench\"\n[kafka]\nbrokers = \"{}\"\ngroup = \"{name}\"\n[[route]]\ninput = [\"{name}-in\"]\n\
                  reply_topic = \"{name}-out\"\n[[model]]\nname = \"higgs\"\npath = \"{}\"\n[model.batch]\nbatch_size_max = \
-                 {batch_size_max}\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+                 {batch_size_max}\n[cache]\nmode = \"off\"\n[admin]\nlisten = \"127.0.0.1:0\"\n",
                 kafka.brokers(),
                 model.display()
             )
