@@ -110,7 +110,8 @@ impl Asked<'_> {
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "the nearest f32 is what the model's own library makes of it")]
-pub(super) fn narrow(value: f64) -> f32 {
+#[inline]
+pub(crate) fn narrow(value: f64) -> f32 {
     value as f32
 }
 

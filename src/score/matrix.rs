@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::batch::{MemoryPool, PooledBuffer};
 use crate::metrics::MemoryPoolSnapshot;
+use crate::model::validate::narrow;
 use crate::model::{RowType, Rows, Values};
 use crate::placement::Plan;
 use crate::placement::memory::MemoryPolicy;
@@ -122,11 +123,6 @@ impl Matrix {
         };
         Rows { values, width: self.width }
     }
-}
-
-#[allow(clippy::cast_possible_truncation, reason = "the nearest f32 is what the model's own library makes of it")]
-fn narrow(feature: f64) -> f32 {
-    feature as f32
 }
 
 #[cfg(test)]
