@@ -20,7 +20,8 @@ use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot, QueueSight, Sights};
 use crate::model::validate::Validation;
 use crate::model::{
-    self, Backend, Catalog, LevelTimeout, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, ModelType,
+    self, Backend, Catalog, LevelTimeout, LoadOptions, LoadedModel, Model, ModelBytes, ModelEntry, ModelError,
+    ModelType,
 };
 use crate::placement::{Pin, Plan};
 use crate::record::{
@@ -81,10 +82,8 @@ pub struct ModelSpec {
     pub name: String,
     /// The file.
     pub path: PathBuf,
-    /// What the file is; `None` finds it from the bytes.
-    pub model_type: Option<ModelType>,
-    /// What scores it, if it is a tree model.
-    pub backend: Backend,
+    /// How the file becomes a model.
+    pub load: LoadOptions,
     /// The SHA-256 that the file must have.
     pub sha256: Option<[u8; 32]>,
     /// When batches are formed, and how long requests may wait.
@@ -242,8 +241,7 @@ impl InferenceEngine {
         self.load_spec(&ModelSpec {
             name,
             path: path.to_owned(),
-            model_type,
-            backend: Backend::new(compile),
+            load: LoadOptions { model_type, ..LoadOptions::of_backend(Backend::new(compile)) },
             sha256: None,
             batch: BatchPolicy {
                 batch_size_max,
@@ -262,7 +260,7 @@ impl InferenceEngine {
     /// [`ModelError`] as for [`InferenceEngine::load_model`].
     pub fn load_spec(&self, spec: &ModelSpec) -> Result<ModelId, ModelError> {
         let file = ModelBytes::read(&spec.path, spec.sha256.as_ref())?;
-        let model = model::load(&file, spec.model_type, spec.backend)?;
+        let model = model::load(&file, &spec.load)?;
         self.add_model(spec, model.as_ref(), &file.sha256)
     }
 

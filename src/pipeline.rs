@@ -29,7 +29,7 @@ use crate::config::{self, Config, Model};
 use crate::decode::{Decoded, Received, RouteDecoder};
 use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, ModelSpec};
 use crate::metrics::Metrics;
-use crate::model::{Backend, ModelError, ModelType};
+use crate::model::ModelError;
 use crate::placement::settle_shard;
 use crate::record::{Chunk, Message, ModelId};
 use crate::score::{JournalFile, SubmitterId};
@@ -256,13 +256,7 @@ fn spec(model: &Model) -> ModelSpec {
     ModelSpec {
         name: model.name.clone(),
         path: model.path.clone(),
-        model_type: match model.kind {
-            config::ModelType::Auto => None,
-            config::ModelType::Lightgbm => Some(ModelType::LightGbm),
-            config::ModelType::Onnx => Some(ModelType::Onnx),
-            config::ModelType::Xgboost => Some(ModelType::XgBoost),
-        },
-        backend: Backend::new(model.compile_model),
+        load: model.load.clone(),
         sha256: model.sha256,
         batch: model.batch.policy.clone(),
         priority_default: model.batch.priority_default,

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use forebay::batch::{BatchPolicy, LevelPolicy, Levels};
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec, PredictError, PredictionRequest};
-use forebay::model::{Backend, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use forebay::placement::Pin;
 use forebay::record::{ErrorCode, Priority};
 
@@ -187,8 +187,7 @@ fn gated(batch_size_max: u32) -> Gated {
     let spec = ModelSpec {
         name: "gate".to_owned(),
         path: PathBuf::new(),
-        model_type: None,
-        backend: Backend::Compiled,
+        load: LoadOptions::default(),
         sha256: None,
         batch: BatchPolicy {
             batch_size_max: NonZeroU32::new(batch_size_max).unwrap(),

@@ -17,7 +17,9 @@ use super::model::{plain_table, read_rows};
 use super::score::{InputArgs, TableArgs};
 use super::{LogArgs, TypeArg, exit, logs};
 use crate::clock;
-use crate::model::{self, Backend, Model, ModelBytes, ModelError, ModelSchema, RowType, Rows, Scorer, Values};
+use crate::model::{
+    self, Backend, LoadOptions, Model, ModelBytes, ModelError, ModelSchema, RowType, Rows, Scorer, Values,
+};
 
 /// A pass scores whole batches for so long; the best of so many counts, after one that only warms up.
 const PASS: Duration = Duration::from_millis(60);
@@ -119,7 +121,8 @@ impl Subject {
 /// All that can score the file, and why one cannot.
 fn subjects(file: &ModelBytes, args: &KernelArgs) -> anyhow::Result<(Vec<Subject>, Option<String>)> {
     let load = |backend| {
-        let model = model::load(file, args.model_type.0, backend)?;
+        let model =
+            model::load(file, &LoadOptions { model_type: args.model_type.0, ..LoadOptions::of_backend(backend) })?;
         Ok((model.is_compiled(), Subject::new(model.as_ref())?))
     };
     let compiled: Result<(bool, Subject), ModelError> = load(Backend::Compiled);

@@ -149,7 +149,9 @@ impl std::str::FromStr for TypeArg {
 /// `--backend`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum BackendArg {
-    /// The compiled forest
+    /// The compiled forest for trees, a model's own library for all else
+    Auto,
+    /// The compiled forest; scikit-learn models are converted first
     Compiled,
     /// The library that the model was trained with
     Reference,
@@ -158,6 +160,7 @@ enum BackendArg {
 impl From<BackendArg> for Backend {
     fn from(arg: BackendArg) -> Self {
         match arg {
+            BackendArg::Auto => Self::Auto,
             BackendArg::Compiled => Self::Compiled,
             BackendArg::Reference => Self::Reference,
         }

@@ -14,7 +14,7 @@ use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder}
 use super::{BackendArg, LogArgs, TypeArg, Usage, exit, logs};
 use crate::model::compare::compare;
 use crate::model::validate::{Sample, Validation, validate};
-use crate::model::{self, Catalog, Model, ModelBytes, ModelEntry, ModelSchema};
+use crate::model::{self, Catalog, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema};
 use crate::record::{ModelId, Priority};
 
 /// Names that a table for people shows.
@@ -66,8 +66,8 @@ struct FileArgs {
     /// What the file is
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     model_type: TypeArg,
-    /// What scores XGBoost and LightGBM models; others are always scored by their own runtime
-    #[arg(long, value_name = "BACKEND", default_value = "compiled")]
+    /// What scores a model that more than one thing can score
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendArg,
     /// Print JSON
     #[arg(long)]
@@ -103,7 +103,10 @@ pub(super) fn run(args: &ModelArgs) -> anyhow::Result<ExitCode> {
 fn load(args: &FileArgs) -> anyhow::Result<(ModelBytes, Box<dyn Model>)> {
     logs::start_plain(&args.log)?;
     let file = ModelBytes::read(&args.file, None)?;
-    let model = model::load(&file, args.model_type.0, args.backend.into())?;
+    let model = model::load(
+        &file,
+        &LoadOptions { model_type: args.model_type.0, ..LoadOptions::of_backend(args.backend.into()) },
+    )?;
     Ok((file, model))
 }
 

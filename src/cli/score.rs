@@ -28,7 +28,7 @@ use crate::clock;
 use crate::config::ReplyMetadata;
 use crate::encode::Encoder;
 use crate::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use crate::model::LoadedModel;
+use crate::model::{LoadOptions, LoadedModel};
 use crate::record::{Chunk, ModelId, Priority, Reply, ScoredBatch, Ticket};
 use crate::score::Submitter;
 use crate::sink::lines::{LinesSink, table_error, table_header, table_rows};
@@ -63,8 +63,8 @@ pub(super) struct ScoreArgs {
     /// What the model file is
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     model_type: TypeArg,
-    /// What scores XGBoost and LightGBM models; others are always scored by their own runtime
-    #[arg(long, value_name = "BACKEND", default_value = "compiled")]
+    /// What scores a model that more than one thing can score
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendArg,
     /// The model's name in requests and replies [default: the file's name without its ending]
     #[arg(long, value_name = "NAME")]
@@ -150,8 +150,7 @@ fn load(args: &ScoreArgs) -> anyhow::Result<(InferenceEngine, Arc<LoadedModel>)>
     let id = engine.load_spec(&ModelSpec {
         name: args.name.clone().unwrap_or_else(stem),
         path: args.model.clone(),
-        model_type: args.model_type.0,
-        backend: args.backend.into(),
+        load: LoadOptions { model_type: args.model_type.0, ..LoadOptions::of_backend(args.backend.into()) },
         sha256: None,
         batch: BatchPolicy {
             batch_size_max: NonZeroU32::new(args.batch_size).unwrap_or(NonZeroU32::MIN),

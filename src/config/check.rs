@@ -21,6 +21,7 @@ use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::wants::listed;
 use super::{Admin, Cache, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
+use crate::model::LoadOptions;
 use crate::placement::Pin;
 
 /// `{group}-{instance}-{shard}` and `{instance}-{shard}` stay inside Kafka's 249 characters.
@@ -280,8 +281,12 @@ impl Check<'_> {
         Model {
             name: raw.name.clone().unwrap_or_default(),
             path: base_dir.join(raw.path.as_deref().unwrap_or_default()),
-            kind: raw.kind,
-            compile_model: raw.compile_model,
+            load: LoadOptions {
+                model_type: raw.kind.into(),
+                backend: (&raw.compile_model).into(),
+                trusted: raw.trusted,
+                quantize: raw.enable_model_quantization,
+            },
             sha256,
             batch: super::batch::batch(self, &key("batch"), &raw.batch),
         }

@@ -78,9 +78,11 @@ fn model(model: &Model) -> RawModel {
     RawModel {
         name: Some(model.name.clone()),
         path: Some(literal(&model.path.display().to_string())),
-        kind: model.kind,
-        compile_model: model.compile_model,
+        kind: model.load.model_type.into(),
+        compile_model: model.load.backend.into(),
         sha256: model.sha256.as_ref().map(hex).unwrap_or_default(),
+        trusted: model.load.trusted,
+        enable_model_quantization: model.load.quantize,
         batch: batch::dump(&model.batch),
     }
 }

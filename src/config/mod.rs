@@ -36,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::batch::{BatchPolicy, LevelPolicy};
+use crate::model::LoadOptions;
 use crate::placement::Pin;
 use crate::record::Priority;
 
@@ -46,7 +47,7 @@ pub use raw::schema;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
 pub use values::{
-    CacheMode, DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, ModelType, OnBadPosition, Ordering, Rebalance,
+    CacheMode, DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, OnBadPosition, Ordering, Rebalance,
     ReplyMetadata, StartPosition,
 };
 
@@ -167,10 +168,8 @@ pub struct Model {
     pub name: String,
     /// The model file; a relative path of the file has been taken from the config file's folder.
     pub path: PathBuf,
-    /// The kind of file.
-    pub kind: ModelType,
-    /// Whether the compiled forest scores it, if it is a tree model.
-    pub compile_model: bool,
+    /// How the file becomes a model.
+    pub load: LoadOptions,
     /// The digest that the file must have.
     pub sha256: Option<[u8; 32]>,
     /// How its requests are batched.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value as Json};
 
 use super::values::{
     BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
-    OnBadPosition, Ordering, PinMode, RawClientValue, RawPin, Rebalance, ReplyMetadata, StartPosition,
+    OnBadPosition, Ordering, PinMode, RawClientValue, RawCompile, RawPin, Rebalance, ReplyMetadata, StartPosition,
 };
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 
@@ -167,7 +167,7 @@ pub(super) struct RawRoute {
 }
 
 /// `[[model]]`.
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(extend("required" = ["name", "path"]))]
 pub(super) struct RawModel {
@@ -183,11 +183,18 @@ pub(super) struct RawModel {
     /// The kind of file. Default "auto".
     #[serde(rename = "type")]
     pub(super) kind: ModelType,
-    /// XGBoost and `LightGBM` models: true scores them with the compiled forest, false with the library that they were
-    /// trained with. Other kinds take no notice. Default true.
-    pub(super) compile_model: bool,
+    /// Trees (XGBoost, `LightGBM`, Treelite, ONNX): true scores them with the compiled forest, false with their own library.
+    /// scikit-learn models: true converts them, which is checked against their own scores; false leaves them to Python.
+    /// "auto" is true for trees and false for scikit-learn; other kinds take no notice. Default "auto".
+    pub(super) compile_model: RawCompile,
     /// The SHA-256 digest that the file must have, as 64 hex digits; empty for any. Default empty.
     pub(super) sha256: String,
+    /// The file may run code of its own when it is loaded, as pickles, Python files and shared libraries do; they also
+    /// need a `sha256`. Default false.
+    pub(super) trusted: bool,
+    /// The model's own numbers are stored in fewer bits: weights of ONNX graphs as int8, leaves of trees as 16 bits. Scores
+    /// move; `forebay model validate` says how far. Default false.
+    pub(super) enable_model_quantization: bool,
     /// How its requests are batched.
     pub(super) batch: RawBatch,
 }
@@ -371,19 +378,6 @@ impl Default for RawRoute {
             record_bytes_max: bytes("1MiB"),
             compacted: false,
             retries: 0,
-        }
-    }
-}
-
-impl Default for RawModel {
-    fn default() -> Self {
-        Self {
-            name: None,
-            path: None,
-            kind: ModelType::default(),
-            compile_model: true,
-            sha256: String::new(),
-            batch: RawBatch::default(),
         }
     }
 }

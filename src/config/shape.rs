@@ -15,7 +15,7 @@ use super::names::{table_header, unknown_key};
 use super::places::{Places, join, quoted};
 use super::raw::{RawConfig, schema};
 use super::substitute::substitute;
-use super::wants::{alternatives, fits, keys_of, of_key, of_type, requires, words};
+use super::wants::{fits, keys_of, of_key, of_type, requires, words};
 
 /// A file whose keys and kinds are right, save for the problems.
 pub(super) struct Shaped {
@@ -183,15 +183,7 @@ impl Walk<'_> {
         if let Some(read) = read.filter(|read| fits(schema, read)) {
             return Some(read);
         }
-        let message = match value.as_str().filter(|text| is_planned(schema, text)) {
-            Some(text) => {
-                let built: Vec<&str> = alternatives(schema).iter().filter_map(|one| one["const"].as_str()).collect();
-                let built: Vec<&str> = built.into_iter().filter(|&name| name != "auto").collect();
-                format!("{} is not built yet: this version scores {} only", quoted(text), built.join(", "))
-            }
-            None => format!("got {}, wants {}", written(value), words(schema)),
-        };
-        self.refuse(key, message);
+        self.refuse(key, format!("got {}, wants {}", written(value), words(schema)));
         None
     }
 
@@ -214,10 +206,6 @@ impl Walk<'_> {
         }
         Some(filled.into_owned())
     }
-}
-
-fn is_planned(schema: &Json, text: &str) -> bool {
-    schema["x-planned"].as_array().is_some_and(|planned| planned.iter().any(|name| name == text))
 }
 
 /// A value as the file has it, for a message.

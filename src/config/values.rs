@@ -4,6 +4,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model;
+
 /// Where a consumer group without committed offsets starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -103,11 +105,8 @@ pub enum CacheMode {
 }
 
 /// The kind of a model file.
-// The names in `x-planned` are in the design, but not built yet: the error for them says so. One that gets built moves
-// from there to a variant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[schemars(extend("x-planned" = ["sklearn", "treelite", "python"]))]
 pub enum ModelType {
     /// By the file's content.
     #[default]
@@ -116,8 +115,42 @@ pub enum ModelType {
     Lightgbm,
     /// An ONNX graph.
     Onnx,
+    /// A Python file or "module:Class" with a `predict` of its own.
+    Python,
+    /// A scikit-learn estimator: a pickle, a joblib or a skops file.
+    Sklearn,
+    /// A Treelite checkpoint, or a shared library that `TL2cgen` made of one.
+    Treelite,
     /// `XGBoost`'s JSON, UBJSON or old binary format.
     Xgboost,
+}
+
+impl From<ModelType> for Option<model::ModelType> {
+    fn from(text: ModelType) -> Self {
+        match text {
+            ModelType::Auto => None,
+            ModelType::Lightgbm => Some(model::ModelType::LightGbm),
+            ModelType::Onnx => Some(model::ModelType::Onnx),
+            ModelType::Python => Some(model::ModelType::Python),
+            ModelType::Sklearn => Some(model::ModelType::Sklearn),
+            ModelType::Treelite => Some(model::ModelType::Treelite),
+            ModelType::Xgboost => Some(model::ModelType::XgBoost),
+        }
+    }
+}
+
+impl From<Option<model::ModelType>> for ModelType {
+    fn from(kind: Option<model::ModelType>) -> Self {
+        match kind {
+            None => Self::Auto,
+            Some(model::ModelType::LightGbm) => Self::Lightgbm,
+            Some(model::ModelType::Onnx) => Self::Onnx,
+            Some(model::ModelType::Python) => Self::Python,
+            Some(model::ModelType::Sklearn) => Self::Sklearn,
+            Some(model::ModelType::Treelite) => Self::Treelite,
+            Some(model::ModelType::XgBoost) => Self::Xgboost,
+        }
+    }
 }
 
 /// Which pages large batch buffers lie in.
@@ -197,6 +230,49 @@ pub(super) enum RawClientValue {
     Real(f64),
     /// A switch.
     Flag(bool),
+}
+
+/// What scores a model that more than one thing can score.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum RawCompile {
+    /// By the model's kind.
+    Mode(CompileMode),
+    /// The compiled form, or the model's own library.
+    Flag(bool),
+}
+
+impl Default for RawCompile {
+    fn default() -> Self {
+        Self::Mode(CompileMode::Auto)
+    }
+}
+
+/// A rule for what scores a model.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum CompileMode {
+    /// The compiled form where the model's kind has one in its file.
+    Auto,
+}
+
+impl From<&RawCompile> for model::Backend {
+    fn from(text: &RawCompile) -> Self {
+        match *text {
+            RawCompile::Mode(CompileMode::Auto) => Self::Auto,
+            RawCompile::Flag(compile) => Self::new(compile),
+        }
+    }
+}
+
+impl From<model::Backend> for RawCompile {
+    fn from(backend: model::Backend) -> Self {
+        match backend {
+            model::Backend::Auto => Self::Mode(CompileMode::Auto),
+            model::Backend::Compiled => Self::Flag(true),
+            model::Backend::Reference => Self::Flag(false),
+        }
+    }
 }
 
 /// Which cores score threads are pinned to.

@@ -5,7 +5,7 @@
 //! subnormals, the largest values, infinities where the library takes them, categories in and out of range.
 
 use super::validate::{Asked, Check, Random, narrow, signed_unit};
-use super::{Model, ModelBytes, ModelError, RowType, compiled, load};
+use super::{LoadOptions, Model, ModelBytes, ModelError, RowType, compiled, load};
 use crate::forest::{Body, Test, read};
 
 const NAME: &str = "compiled = reference";
@@ -67,7 +67,7 @@ const CATEGORIES: [f64; 18] = [
 #[must_use]
 pub fn compare(file: &ModelBytes, model: &dyn Model, sample: &[f64]) -> Check {
     let schema = model.schema();
-    let library = match load::load_library(file, schema.model_type) {
+    let library = match load::load_library(file, schema.model_type, &LoadOptions::default()) {
         Ok(library) => library,
         Err(ModelError::Refused { reason, .. }) => return not_compared(&reason),
         Err(error) => return not_compared(&error.to_string()),
@@ -274,7 +274,7 @@ mod tests {
     fn the_shipped_model_scores_the_same_on_both() {
         let path = std::path::Path::new("tests/data/higgs/higgs.model.txt");
         let file = ModelBytes::read(path, None).unwrap();
-        let model = load::load(&file, None, super::super::Backend::Compiled).unwrap();
+        let model = load::load(&file, &super::super::LoadOptions::default()).unwrap();
         let check = compare(&file, model.as_ref(), &[0.5; 28]);
         assert!(check.passed && check.detail.starts_with("1025 rows, 1 of the sample; at most 0 ulp"), "{check:?}");
     }

@@ -18,7 +18,7 @@ pub(super) fn format(model_type: ModelType) -> Option<Format> {
     match model_type {
         ModelType::LightGbm => Some(Format::LightGbm),
         ModelType::XgBoost => Some(Format::XGBoost),
-        ModelType::Onnx => None,
+        ModelType::Onnx | ModelType::Python | ModelType::Sklearn | ModelType::Treelite => None,
     }
 }
 
@@ -120,7 +120,7 @@ impl Scorer for CompiledScorer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Backend, Values, load};
+    use super::super::{LoadOptions, Values, load};
     use super::*;
 
     fn file(name: &str, bytes: &[u8]) -> ModelBytes {
@@ -131,7 +131,7 @@ mod tests {
     fn a_file_that_cannot_be_read_is_refused_with_its_place_and_the_remedy() {
         let text =
             "tree\nversion=v4\nnum_class=1\nmax_feature_idx=0\nfeature_names=a\nobjective=magic\n\nend of trees\n";
-        let error = load(&file("m.txt", text.as_bytes()), None, Backend::Compiled).err().unwrap().to_string();
+        let error = load(&file("m.txt", text.as_bytes()), &LoadOptions::default()).err().unwrap().to_string();
         assert!(error.starts_with("model m.txt: the compiled forest cannot read it: line "), "{error}");
         assert!(error.contains("magic") && error.contains("`compile_model = false`"), "{error}");
     }
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn the_shipped_model_is_described_and_scored() {
         let bytes = std::fs::read("tests/data/higgs/higgs.model.txt").unwrap();
-        let model = load(&file("higgs.model.txt", &bytes), None, Backend::Compiled).unwrap();
+        let model = load(&file("higgs.model.txt", &bytes), &LoadOptions::default()).unwrap();
         let schema = model.schema();
         assert!(model.is_compiled());
         assert_eq!((schema.width(), schema.outputs, schema.row_type), (28, 1, RowType::F64));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::compiled::{self, CompiledModel};
-use super::{Backend, Model, ModelError, ModelType};
+use super::{LoadOptions, Model, ModelError, ModelType};
 use crate::forest::read::{self, Format};
 
 /// A model file's bytes and their identity.
@@ -59,14 +59,13 @@ fn is_onnx(head: &[u8]) -> bool {
     matches!(head, [0x08, 1..=31, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42 | 0x72, ..])
 }
 
-/// Parses a model. `model_type` is what the config states; `None` finds it from the file. `backend` counts for tree
-/// models, and is never exchanged for the other one.
+/// Parses a model. The backend that the options name is never exchanged for the other one.
 ///
 /// # Errors
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
-pub fn load(file: &ModelBytes, model_type: Option<ModelType>, backend: Backend) -> Result<Box<dyn Model>, ModelError> {
+pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
     let found = model_type_of(&file.bytes);
-    let model_type = match (model_type, found) {
+    let model_type = match (options.model_type, found) {
         (Some(stated), Some(found)) if stated != found => {
             return Err(ModelError::refused(file.name(), format!("the file is {found}, the config says {stated}")));
         }
@@ -77,14 +76,18 @@ pub fn load(file: &ModelBytes, model_type: Option<ModelType>, backend: Backend) 
             return Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")));
         }
     };
-    match (backend, compiled::format(model_type)) {
-        (Backend::Compiled, Some(format)) => Ok(Box::new(CompiledModel::parse(file, model_type, format)?)),
-        _ => load_library(file, model_type),
+    match compiled::format(model_type).filter(|_| options.backend.compiles_trees()) {
+        Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format)?)),
+        None => load_library(file, model_type, options),
     }
 }
 
 /// Through the library whose format it is.
-pub(super) fn load_library(file: &ModelBytes, model_type: ModelType) -> Result<Box<dyn Model>, ModelError> {
+pub(super) fn load_library(
+    file: &ModelBytes,
+    model_type: ModelType,
+    _options: &LoadOptions,
+) -> Result<Box<dyn Model>, ModelError> {
     match model_type {
         #[cfg(feature = "lightgbm")]
         ModelType::LightGbm => Ok(Box::new(super::lightgbm::LightGbmModel::parse(file)?)),
@@ -92,7 +95,6 @@ pub(super) fn load_library(file: &ModelBytes, model_type: ModelType) -> Result<B
         ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file)?)),
         #[cfg(feature = "xgboost")]
         ModelType::XgBoost => Ok(Box::new(super::xgboost::XgBoostModel::parse(file)?)),
-        #[cfg(not(all(feature = "lightgbm", feature = "onnx", feature = "xgboost")))]
         absent => {
             let compiled = if compiled::format(absent).is_some() {
                 ", or let the compiled forest score it: `compile_model = true` (--backend compiled)"
@@ -134,7 +136,7 @@ mod tests {
     #[test]
     fn an_unknown_kind_is_refused_by_name() {
         let file = ModelBytes { path: "x.bin".into(), bytes: b"???".to_vec(), sha256: String::new() };
-        let error = load(&file, None, Backend::Compiled).err().unwrap().to_string();
+        let error = load(&file, &LoadOptions::default()).err().unwrap().to_string();
         assert!(error.starts_with("model x.bin: cannot tell what kind"), "{error}");
     }
 }

@@ -18,6 +18,7 @@ mod lightgbm;
 mod load;
 #[cfg(feature = "onnx")]
 mod onnx;
+mod options;
 pub mod validate;
 #[cfg(feature = "xgboost")]
 mod xgboost;
@@ -30,27 +31,40 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::load::{ModelBytes, load, model_type_of};
+pub use self::options::LoadOptions;
 use self::validate::{Sample, Validation};
 use crate::metrics::ModelInfo;
 
-/// The kinds of model that this version scores.
+/// The kinds of model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModelType {
     /// LightGBM's text format, as `Booster.save_model` writes it.
     LightGbm,
     /// An ONNX graph.
     Onnx,
+    /// A Python file or `module:Class` with a `predict` of its own.
+    Python,
+    /// A scikit-learn estimator: a pickle, a joblib or a skops file.
+    Sklearn,
+    /// A Treelite checkpoint, or a shared library that `TL2cgen` made of one.
+    Treelite,
     /// XGBoost's JSON, UBJSON or old binary format.
     XgBoost,
 }
 
 impl ModelType {
+    /// Every kind, by name.
+    pub const ALL: [Self; 6] = [Self::LightGbm, Self::Onnx, Self::Python, Self::Sklearn, Self::Treelite, Self::XgBoost];
+
     /// The kind's name in the config and on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::LightGbm => "lightgbm",
             Self::Onnx => "onnx",
+            Self::Python => "python",
+            Self::Sklearn => "sklearn",
+            Self::Treelite => "treelite",
             Self::XgBoost => "xgboost",
         }
     }
@@ -66,20 +80,22 @@ impl FromStr for ModelType {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "lightgbm" => Ok(Self::LightGbm),
-            "onnx" => Ok(Self::Onnx),
-            "xgboost" => Ok(Self::XgBoost),
-            other => Err(format!("no model type {other:?}: this version scores lightgbm, onnx and xgboost")),
-        }
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::as_str).join(", ");
+            format!("no model type {name:?}: known types are {known}")
+        })
     }
 }
 
-/// What scores a tree model. Models without trees are scored by their own runtime, whatever is asked for.
+/// What scores a model that more than one thing can score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Backend {
-    /// [`crate::forest`]: faster, and reads every model of the known versions.
+    /// The compiled form where it is read from the file itself and gives the same scores: trees. All else is scored by its
+    /// own library.
     #[default]
+    Auto,
+    /// The compiled form: [`crate::forest`] for trees, which is faster and reads every model of the known versions;
+    /// scikit-learn estimators are converted first. What has no trees is scored by its own runtime.
     Compiled,
     /// The library that the model was trained with, where this build has it and it scores the file right.
     Reference,
@@ -90,6 +106,12 @@ impl Backend {
     #[must_use]
     pub const fn new(compile_model: bool) -> Self {
         if compile_model { Self::Compiled } else { Self::Reference }
+    }
+
+    /// Whether trees are scored by the compiled forest.
+    #[must_use]
+    pub const fn compiles_trees(self) -> bool {
+        !matches!(self, Self::Reference)
     }
 }
 
@@ -371,8 +393,9 @@ impl LoadedModel {
         let kind = self.schema.model_type;
         let backend = match kind {
             _ if self.compiled => "compiled",
-            ModelType::LightGbm | ModelType::XgBoost => "reference",
+            ModelType::LightGbm | ModelType::XgBoost | ModelType::Treelite => "reference",
             ModelType::Onnx => "runtime",
+            ModelType::Python | ModelType::Sklearn => "python",
         };
         ModelInfo {
             name: self.name.clone(),

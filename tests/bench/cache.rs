@@ -19,7 +19,7 @@ use forebay::batch::BatchPolicy;
 use forebay::cache::{CacheKey, CachePolicy, LruTtlCache, RowHasher, Secret, Tally};
 use forebay::clock;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use forebay::model::{self, Backend, ModelBytes, RowType, Rows, Values};
+use forebay::model::{self, LoadOptions, ModelBytes, RowType, Rows, Values};
 use forebay::placement::Pin;
 use forebay::record::{Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress, ScoredBatch};
 use forebay::score::{Submitter, SubmitterId};
@@ -248,7 +248,7 @@ fn resident_bytes() -> anyhow::Result<usize> {
 }
 
 fn score(path: &Path) -> anyhow::Result<()> {
-    let model = model::load(&ModelBytes::read(path, None)?, None, Backend::Compiled)?;
+    let model = model::load(&ModelBytes::read(path, None)?, &LoadOptions::default())?;
     let (mut scorer, width) = (model.scorer()?, model.schema().width());
     ensure!(model.schema().row_type == RowType::F64, "{}: wants f64 rows", path.display());
     let rows = rows(1_024, width, 0);
@@ -296,8 +296,7 @@ fn run(path: &Path, different: usize, enabled: bool, auto: bool) -> anyhow::Resu
     let id = engine.load_spec(&ModelSpec {
         name: "bench".to_owned(),
         path: path.to_owned(),
-        model_type: None,
-        backend: Backend::Compiled,
+        load: LoadOptions::default(),
         sha256: None,
         batch: BatchPolicy { batch_size_max: NonZeroU32::MIN.saturating_add(63), ..BatchPolicy::default() },
         priority_default: Priority::new(1).context("1 is not 0")?,

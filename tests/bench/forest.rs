@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use forebay::clock;
-use forebay::model::{self, Backend, ModelBytes, Rows, Values};
+use forebay::model::{self, LoadOptions, ModelBytes, Rows, Values};
 
 use crate::stream::Stream;
 use crate::subject::task_cpu_us;
@@ -25,7 +25,7 @@ pub(crate) fn us_per_row(stream: &Stream, batch: usize, threads: usize) -> anyho
 }
 
 fn one_thread(stream: &Stream, batch: usize) -> anyhow::Result<f64> {
-    let model = model::load(&ModelBytes::read(&stream.model, None)?, None, Backend::Compiled)?;
+    let model = model::load(&ModelBytes::read(&stream.model, None)?, &LoadOptions::default())?;
     let mut scorer = model.scorer()?;
     let mut scores = vec![0.0; batch];
     let cpu_us = || task_cpu_us(Path::new("/proc/thread-self")).context("/proc/thread-self/schedstat");

@@ -13,7 +13,7 @@ use forebay::cache::CachePolicy;
 use forebay::engine::{
     InferenceEngine, InferenceEngineConfig, ModelSpec, PendingPrediction, Prediction, PredictionRequest,
 };
-use forebay::model::{Backend, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use forebay::placement::Pin;
 use forebay::record::Priority;
 use parking_lot::Mutex;
@@ -132,8 +132,7 @@ fn spec() -> ModelSpec {
     ModelSpec {
         name: "watched".to_owned(),
         path: PathBuf::new(),
-        model_type: None,
-        backend: Backend::Compiled,
+        load: LoadOptions::default(),
         sha256: None,
         batch: BatchPolicy { batch_size_max: 64.try_into().unwrap(), ..BatchPolicy::default() },
         priority_default: Priority::new(2).unwrap(),

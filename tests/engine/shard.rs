@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use forebay::batch::BatchPolicy;
 use forebay::clock;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use forebay::model::{Backend, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use forebay::placement::Pin;
 use forebay::record::{
     Chunk, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, ScoredBatch, Work,
@@ -167,8 +167,7 @@ fn spec() -> ModelSpec {
     ModelSpec {
         name: "echo".to_owned(),
         path: PathBuf::new(),
-        model_type: None,
-        backend: Backend::Compiled,
+        load: LoadOptions::default(),
         sha256: None,
         batch: BatchPolicy { batch_size_max: NonZeroU32::new(64).unwrap(), ..BatchPolicy::default() },
         priority_default: Priority::new(2).unwrap(),

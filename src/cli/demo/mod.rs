@@ -189,7 +189,7 @@ impl Story<'_> {
             simd()
         )?;
         let file = crate::model::ModelBytes::read(self.model, None)?;
-        let model = crate::model::load(&file, None, crate::model::Backend::Compiled)?;
+        let model = crate::model::load(&file, &crate::model::LoadOptions::default())?;
         let schema = model.schema();
         let detail = |wanted| schema.details.iter().find(|(name, _)| name == wanted).map_or("?", |(_, value)| value);
         let shape = format!("{} trees x {} leaves", detail("trees"), detail("leaves"));

@@ -229,12 +229,9 @@ fn names_that_do_not_fit_kafka() {
 #[test]
 fn models_and_batches() {
     assert_eq!(
-        message_with("path", "type = \"sklearn\"\npath"),
-        "worker.toml:11: model[0].type: \"sklearn\" is not built yet: this version scores lightgbm, onnx, xgboost only"
-    );
-    assert_eq!(
         message_with("path", "type = \"abacus\"\npath"),
-        "worker.toml:11: model[0].type: got \"abacus\", wants \"auto\", \"lightgbm\", \"onnx\" or \"xgboost\""
+        "worker.toml:11: model[0].type: got \"abacus\", wants \"auto\", \"lightgbm\", \"onnx\", \"python\", \
+         \"sklearn\", \"treelite\" or \"xgboost\""
     );
     assert_eq!(
         message_with("path", "sha256 = \"abc\"\npath"),
@@ -367,7 +364,7 @@ model = "m"
 reply_topic = "a"
 [[model]]
 name = "n"
-type = "python"
+type = "abacus"
 [model.batch]
 priority_default = 9
 "#;

@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
+use crate::model::Backend;
 
 /// An environment out of two tables, on a host named "box".
 pub(super) struct Fake {
@@ -92,8 +93,10 @@ retries = 0
 name = "fraud"
 path = "models/fraud.txt"
 type = "auto"
-compile_model = true
+compile_model = "auto"
 sha256 = ""
+trusted = false
+enable_model_quantization = false
 [model.batch]
 batch_size_max = 1024
 preferred_sizes = []
@@ -173,6 +176,8 @@ name = "first"
 path = "/models/first.txt"
 type = "lightgbm"
 compile_model = false
+trusted = true
+enable_model_quantization = true
 sha256 = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f"
 
 [[model]]
@@ -305,7 +310,8 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(route.dead_letter.as_ref().map(|letter| letter.topic("features")), Some("features-dlt".to_owned()));
     assert_eq!(config.models[0].path, Path::new("/models/first.txt"));
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
-    assert_eq!([false, true], [0, 1].map(|at: usize| config.models[at].compile_model));
+    assert_eq!([Backend::Reference, Backend::Auto], [0, 1].map(|at: usize| config.models[at].load.backend));
+    assert!(config.models[0].load.trusted && config.models[0].load.quantize);
     assert_eq!(config.models[1].batch.priority_default.get(), 1);
     let policy = &config.models[1].batch.policy;
     assert_eq!((policy.queue_delay, policy.priority_aging), (QueueDelay::Adaptive, None));

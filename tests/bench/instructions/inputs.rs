@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use forebay::clock;
 use forebay::decode::{Decoded, Received, RouteDecoder};
-use forebay::model::{self, Backend, Catalog, Model, ModelBytes, ModelEntry, ModelSchema, ModelType, RowType};
+use forebay::model::{self, Catalog, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema, ModelType, RowType};
 use forebay::record::{Chunk, Message, ModelId, PartitionId, Position, Priority};
 
 /// Significant digits of a number in a request: as many as tell all f32 apart.
@@ -24,7 +24,7 @@ pub(crate) fn model_path() -> PathBuf {
 /// The LightGBM model, 100 trees of 31 leaves, for the compiled forest.
 pub(crate) fn higgs_model() -> anyhow::Result<(Box<dyn Model>, String)> {
     let file = ModelBytes::read(&model_path(), None)?;
-    let model = model::load(&file, None, Backend::Compiled)?;
+    let model = model::load(&file, &LoadOptions::default())?;
     Ok((model, file.sha256))
 }
 

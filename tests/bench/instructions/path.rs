@@ -12,7 +12,7 @@ use forebay::commit::{Budget, Finish, LIMIT, OffsetMap, Tracker};
 use forebay::config::{Ordering, ReplyMetadata};
 use forebay::encode::Encoder;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use forebay::model::Backend;
+use forebay::model::LoadOptions;
 use forebay::placement::Pin;
 use forebay::record::{Reply, ScoredBatch};
 use forebay::score::{Submitter, SubmitterId};
@@ -62,8 +62,7 @@ impl Line {
         engine.load_spec(&ModelSpec {
             name: "higgs".to_owned(),
             path: model_path(),
-            model_type: None,
-            backend: Backend::Compiled,
+            load: LoadOptions::default(),
             sha256: None,
             batch: policy(),
             priority_default: priority(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use forebay::batch::{BatchPolicy, LevelPolicy, Levels};
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use forebay::model::{Backend, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use forebay::placement::Pin;
 use forebay::record::{Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress};
 use forebay::score::{Submitter, SubmitterId};
@@ -104,8 +104,7 @@ impl Engine {
         let spec = ModelSpec {
             name: "held".to_owned(),
             path: PathBuf::new(),
-            model_type: None,
-            backend: Backend::Compiled,
+            load: LoadOptions::default(),
             sha256: None,
             batch: BatchPolicy { batch_size_max: from_one(ROWS_MAX), levels, ..BatchPolicy::default() },
             priority_default: level_2(),

@@ -1,0 +1,26 @@
+//! [`LoadOptions`]: all that decides how a file's bytes become a model, besides the bytes. Each kind's own settings are
+//! one field.
+
+use super::{Backend, ModelType};
+
+/// How a file becomes a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// What the file is; `None` finds it from the bytes.
+    pub model_type: Option<ModelType>,
+    /// What scores it.
+    pub backend: Backend,
+    /// Whether the file may run code of its own when it is loaded: pickles, Python files and shared libraries do. They
+    /// also need a pinned digest.
+    pub trusted: bool,
+    /// Whether the model's own numbers are stored in fewer bits, which moves its scores.
+    pub quantize: bool,
+}
+
+impl LoadOptions {
+    /// Of any kind, scored by `backend`, with defaults for all else.
+    #[must_use]
+    pub fn of_backend(backend: Backend) -> Self {
+        Self { backend, ..Self::default() }
+    }
+}
