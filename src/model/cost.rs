@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::validate::{made_up_rows, narrow};
+use super::validate::{made_up, narrow};
 use super::{ModelSchema, RowType, Rows, ScoreError, Scorer, Values};
 use crate::clock;
 
@@ -15,7 +15,9 @@ const CALLS_MAX: usize = 64;
 /// Nanoseconds a row, where `batch` rows are scored at a time.
 pub(super) fn nanos_a_row(schema: &ModelSchema, scorer: &mut dyn Scorer, batch: usize) -> Result<f64, ScoreError> {
     let width = schema.width();
-    let rows = made_up_rows(width);
+    let rows = made_up(width, &scorer.asking());
+    // A model that may be asked about few rows scores them several times over.
+    let rows = rows.repeat((batch * width).div_ceil(rows.len()));
     let narrowed: Vec<f32> = rows.iter().map(|&value| narrow(value)).collect();
     let places = |call: usize| call * batch * width..(call + 1) * batch * width;
     let calls = (rows.len() / width / batch).clamp(1, CALLS_MAX);

@@ -24,6 +24,7 @@ pub mod validate;
 mod xgboost;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -32,7 +33,7 @@ use parking_lot::{Mutex, MutexGuard};
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::load::{ModelBytes, load, model_type_of};
 pub use self::options::LoadOptions;
-use self::validate::{Sample, Validation};
+use self::validate::{Asking, Sample, Validation};
 use crate::metrics::ModelInfo;
 
 /// The kinds of model.
@@ -289,10 +290,21 @@ pub trait Model: Send + Sync {
     fn runs_native_code(&self) -> bool {
         false
     }
+
+    /// How many threads of its own it wants, because scoring waits for another process: one a scorer, and pinned to no
+    /// core. `None` lets the score threads score it.
+    fn own_threads(&self) -> Option<NonZeroU32> {
+        None
+    }
 }
 
 /// One thread's handle on a model.
 pub trait Scorer: Send {
+    /// How it may be asked about made-up rows.
+    fn asking(&self) -> Asking {
+        Asking::default()
+    }
+
     /// Scores every row: `scores` has `rows.count() * schema.outputs` places, row-major, and all are written.
     ///
     /// # Errors
@@ -309,8 +321,9 @@ pub struct LoadedModel {
     compiled: bool,
     native: bool,
     scorers: Vec<Mutex<Box<dyn Scorer>>>,
-    /// One more, so that a validation disturbs no score thread.
-    spare: Mutex<Box<dyn Scorer>>,
+    /// One more, so that a validation disturbs no score thread. A model with threads of its own has none: there a scorer is
+    /// a process, and a thread that waits for a validation starves nobody else.
+    spare: Option<Mutex<Box<dyn Scorer>>>,
 }
 
 impl LoadedModel {
@@ -320,12 +333,13 @@ impl LoadedModel {
     /// [`ModelError::Refused`] when the model's library cannot make one, or the model fails its validation.
     pub fn new(name: &str, version: u32, sha256: &str, model: &dyn Model, threads: usize) -> Result<Self, ModelError> {
         let scorers = (0..threads).map(|_| model.scorer().map(Mutex::new)).collect::<Result<_, _>>()?;
-        let (spare, schema) = (Mutex::new(model.scorer()?), model.schema().clone());
+        let needs_spare = model.own_threads().is_none() || threads == 0;
+        let spare = needs_spare.then(|| model.scorer().map(Mutex::new)).transpose()?;
         let loaded = Self {
             name: name.to_owned(),
             version,
             sha256: sha256.to_owned(),
-            schema,
+            schema: model.schema().clone(),
             compiled: model.is_compiled(),
             native: model.runs_native_code(),
             scorers,
@@ -337,18 +351,23 @@ impl LoadedModel {
         }
     }
 
-    /// Asks the model the questions of [`mod@validate`], without disturbing the score threads.
+    fn asked(&self) -> MutexGuard<'_, Box<dyn Scorer>> {
+        self.spare.as_ref().unwrap_or_else(|| &self.scorers[0]).lock()
+    }
+
+    /// Asks the model the questions of [`mod@validate`], without disturbing the score threads. A model with threads of its own
+    /// has one less meanwhile.
     ///
     /// # Errors
     /// [`ModelError::Refused`] when the sample does not fit the model.
     pub fn validate(&self, sample: Option<&Sample>) -> Result<Validation, ModelError> {
-        validate::validate(&self.name, &self.schema, self.spare.lock().as_mut(), sample)
+        validate::validate(&self.name, &self.schema, self.asked().as_mut(), sample)
     }
 
     /// What scoring a row costs, in nanoseconds, when `batch` rows are scored at a time: 257 at the most. Timed without
     /// disturbing the score threads.
     pub(crate) fn nanos_a_row(&self, batch: usize) -> Result<f64, ScoreError> {
-        cost::nanos_a_row(&self.schema, self.spare.lock().as_mut(), batch)
+        cost::nanos_a_row(&self.schema, self.asked().as_mut(), batch)
     }
 
     /// The name that requests and routes use.

@@ -6,8 +6,52 @@ use serde::Serialize;
 
 use super::{ModelError, ModelSchema, RowType, Rows, Scorer, Values};
 
-/// Rows that are made up for the checks.
-const ROWS: usize = 257;
+/// How a model may be asked about made-up rows. The default is a model whose own code this process runs: it takes any
+/// number and always gives the same bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Asking {
+    /// Rows that are made up for the checks; fewer for a model whose calls are slow.
+    pub rows: usize,
+    /// Whether it scores rows with missing values.
+    pub missing: bool,
+    /// Whether it may refuse a row, or give no number for it, and be right: then such rows are left out, and
+    /// the first is all zeros.
+    pub refuses: bool,
+    /// How equal the scores of a row are, alone and in any batch.
+    pub repeats: Repeats,
+}
+
+impl Default for Asking {
+    fn default() -> Self {
+        Self { rows: 257, missing: true, refuses: false, repeats: Repeats::Bits }
+    }
+}
+
+/// How equal the scores of one row are from call to call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Repeats {
+    /// To the bit.
+    Bits,
+    /// Within so much of the larger one, or of 1: sums are taken in another order in another batch.
+    Within(f64),
+}
+
+impl Repeats {
+    fn hold(self, a: &[f64], b: &[f64]) -> bool {
+        let equal = |(a, b): (&f64, &f64)| match self {
+            Self::Bits => a.to_bits() == b.to_bits(),
+            Self::Within(share) => a.to_bits() == b.to_bits() || (a - b).abs() <= share * a.abs().max(b.abs()).max(1.0),
+        };
+        a.len() == b.len() && a.iter().zip(b).all(equal)
+    }
+
+    fn alone(self) -> &'static str {
+        match self {
+            Self::Bits => "batch 1 = batch n, bit for bit",
+            Self::Within(_) => "batch 1 = batch n",
+        }
+    }
+}
 
 /// Rows with the outputs that the original library gave for them.
 #[derive(Clone, Debug, Default)]
@@ -63,16 +107,18 @@ pub fn validate(
     sample: Option<&Sample>,
 ) -> Result<Validation, ModelError> {
     let (width, outputs) = (schema.width(), schema.outputs);
+    let asking = scorer.asking();
     let mut scorer = Asked { scorer, schema };
     let scorer = &mut scorer;
-    let rows = made_up_rows(width);
+    let rows = made_up(width, &asking);
+    let rows = if asking.refuses { scorer.without_refused(&rows) } else { Ok(rows) };
     let mut checks = Vec::new();
-    match scorer.score(&rows) {
+    match rows.and_then(|rows| Ok((scorer.score(&rows)?, rows))) {
         Err(error) => checks.push(Check { name: "scores made-up rows", passed: false, detail: error }),
-        Ok(batch) => {
+        Ok((batch, rows)) => {
             checks.push(finite(&batch, outputs));
-            checks.push(alone(scorer, &rows, &batch, width, outputs));
-            checks.push(permuted(scorer, &rows, &batch, width, outputs));
+            checks.push(alone(scorer, &rows, &batch, asking.repeats));
+            checks.push(permuted(scorer, &rows, &batch, asking.repeats));
         }
     }
     if let Some(sample) = sample {
@@ -106,6 +152,22 @@ impl Asked<'_> {
             }
         };
         scored.map(|()| scores).map_err(|error| error.to_string())
+    }
+
+    /// The rows that it scores with numbers, or why there is none.
+    fn without_refused(&mut self, rows: &[f64]) -> Result<Vec<f64>, String> {
+        let (mut kept, mut first_refusal) = (Vec::with_capacity(rows.len()), None);
+        for row in rows.chunks(self.schema.width()) {
+            match self.score(row) {
+                Ok(scores) if scores.iter().all(|score| score.is_finite()) => kept.extend_from_slice(row),
+                Ok(scores) => _ = first_refusal.get_or_insert_with(|| format!("{row:?}: {scores:?}")),
+                Err(error) => _ = first_refusal.get_or_insert(error),
+            }
+        }
+        match first_refusal {
+            Some(refusal) if kept.is_empty() => Err(refusal),
+            _ => Ok(kept),
+        }
     }
 }
 
@@ -143,12 +205,13 @@ fn finite(batch: &[f64], outputs: usize) -> Check {
     Check { name: "finite outputs", passed: bad.is_none(), detail }
 }
 
-fn alone(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], width: usize, outputs: usize) -> Check {
-    let name = "batch 1 = batch n, bit for bit";
+fn alone(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], repeats: Repeats) -> Check {
+    let name = repeats.alone();
+    let (width, outputs) = (scorer.schema.width(), scorer.schema.outputs);
     for (number, (row, expected)) in rows.chunks(width).zip(batch.chunks(outputs)).enumerate() {
         match scorer.score(row) {
             Err(error) => return Check { name, passed: false, detail: format!("row {number}: {error}") },
-            Ok(own) if !same_bits(&own, expected) => {
+            Ok(own) if !repeats.hold(&own, expected) => {
                 let detail = format!("row {number}: {own:?} alone, {expected:?} in a batch");
                 return Check { name, passed: false, detail };
             }
@@ -158,13 +221,15 @@ fn alone(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], width: usize, outp
     Check { name, passed: true, detail: format!("{} rows", rows.len() / width) }
 }
 
-fn permuted(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], width: usize, outputs: usize) -> Check {
+fn permuted(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], repeats: Repeats) -> Check {
     let name = "permuted rows, permuted scores";
+    let (width, outputs) = (scorer.schema.width(), scorer.schema.outputs);
     let backwards: Vec<f64> = rows.chunks(width).rev().flatten().copied().collect();
     match scorer.score(&backwards) {
         Err(error) => Check { name, passed: false, detail: error },
         Ok(scores) => {
-            let differs = scores.chunks(outputs).rev().zip(batch.chunks(outputs)).position(|(a, b)| !same_bits(a, b));
+            let pairs = scores.chunks(outputs).rev().zip(batch.chunks(outputs));
+            let differs = pairs.into_iter().position(|(a, b)| !repeats.hold(a, b));
             let detail =
                 differs.map_or_else(|| format!("{} rows", rows.len() / width), |row| format!("row {row} differs"));
             Check { name, passed: differs.is_none(), detail }
@@ -190,17 +255,13 @@ fn meets(scorer: &mut Asked<'_>, sample: &Sample, width: usize, outputs: usize) 
     }
 }
 
-fn same_bits(a: &[f64], b: &[f64]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
-/// Rows of several magnitudes, with zeros and missing values; the same in every run.
-pub(super) fn made_up_rows(width: usize) -> Vec<f64> {
+/// Rows of several magnitudes, with zeros and, where the model takes them, missing values; the same in every run.
+pub(super) fn made_up(width: usize, asking: &Asking) -> Vec<f64> {
     let mut random = Random(0x5eed);
     let value = |bits: u64| {
         let signed = signed_unit(bits);
         match bits % 16 {
-            0 => f64::NAN,
+            0 if asking.missing => f64::NAN,
             1 => 0.0,
             2 => (signed * 20.0).round(),
             3 => signed * 1e3,
@@ -208,7 +269,11 @@ pub(super) fn made_up_rows(width: usize) -> Vec<f64> {
             _ => signed * 3.0,
         }
     };
-    (0..ROWS * width).map(|_| value(random.next())).collect()
+    let mut rows: Vec<f64> = (0..asking.rows * width).map(|_| value(random.next())).collect();
+    if asking.refuses {
+        rows.iter_mut().take(width).for_each(|value| *value = 0.0);
+    }
+    rows
 }
 
 #[cfg(test)]
@@ -217,6 +282,22 @@ mod tests {
     use super::*;
 
     struct Fake(fn(&[f64], usize) -> f64);
+
+    /// One that is asked otherwise, and refuses rows that begin with more than 1.
+    struct Choosy(Fake, Asking);
+
+    impl Scorer for Choosy {
+        fn asking(&self) -> Asking {
+            self.1
+        }
+
+        fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
+            if rows.as_f64()?.chunks(rows.width).any(|row| row[0] > 1.0) {
+                return Err(ScoreError::Failed("above 1".to_owned()));
+            }
+            self.0.score(rows, scores)
+        }
+    }
 
     impl Scorer for Fake {
         fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
@@ -228,7 +309,7 @@ mod tests {
         }
     }
 
-    fn ask(mut model: Fake, sample: Option<&Sample>) -> Result<Validation, ModelError> {
+    fn ask(mut model: impl Scorer, sample: Option<&Sample>) -> Result<Validation, ModelError> {
         let feature_names = vec!["a".to_owned(), "b".to_owned()];
         let schema = ModelSchema {
             model_type: ModelType::LightGbm,
@@ -250,6 +331,29 @@ mod tests {
         assert_eq!(failure(Fake(|row, _| first(row))), "");
         assert!(failure(Fake(|row, _| row[0])).starts_with("finite outputs: row"));
         assert!(failure(Fake(|row, count| first(row) + if count == 1 { 0.1 } else { 0.0 })).starts_with("batch 1"));
+    }
+
+    #[test]
+    fn a_model_is_asked_only_what_it_may_be_asked() {
+        let asking = Asking { rows: 17, missing: false, refuses: true, repeats: Repeats::Within(1e-9) };
+        let ask = |score, asking| ask(Choosy(Fake(score), asking), None).unwrap();
+        let validation = ask(|row, count| row[0] + if count == 1 { 1e-12 } else { 0.0 }, asking);
+        assert_eq!(validation.failure(), None);
+        let rows: usize = validation.checks[1].detail.strip_suffix(" rows").unwrap().parse().unwrap();
+        assert!((2..17).contains(&rows), "{rows} of 17 rows begin with 1 or less");
+        let differs = ask(|row, count| row[0] + if count == 1 { 1e-6 } else { 0.0 }, asking);
+        assert!(differs.failure().unwrap().starts_with("batch 1 = batch n: row"));
+        let bits = ask(
+            |row, count| row[0] + if count == 1 { 1e-12 } else { 0.0 },
+            Asking { repeats: Repeats::Bits, ..asking },
+        );
+        assert!(bits.failure().unwrap().contains("bit for bit"));
+        // NaN is left out too, but something must be scored.
+        let nothing = ask(|_, _| f64::NAN, asking).failure().unwrap();
+        assert!(nothing.starts_with("scores made-up rows: [0.0, 0.0]: [NaN]"), "{nothing}");
+        let refused = ask(|row, _| row[0], Asking { refuses: false, ..asking }).failure().unwrap();
+        assert!(refused.starts_with("scores made-up rows: above 1"), "{refused}");
+        assert!(made_up(3, &asking).iter().all(|value| value.is_finite()));
     }
 
     #[test]
