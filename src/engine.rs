@@ -2,6 +2,7 @@
 //! it submits whole chunks where a library user submits single requests.
 
 mod door;
+mod registry;
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -14,20 +15,19 @@ use parking_lot::Mutex;
 
 use self::door::Door;
 pub use self::door::PendingPrediction;
+use self::registry::Slot;
+pub use self::registry::{CandidateSpec, Change, RegistryError};
 use crate::batch::{BatchPolicy, BatcherStats, LevelPolicy, Levels};
 use crate::cache::CachePolicy;
 use crate::clock;
 use crate::metrics::{Metrics, PerformanceMetrics, PerformanceSnapshot, QueueSight, Sights};
 use crate::model::validate::Validation;
-use crate::model::{
-    self, Backend, Catalog, LevelTimeout, LoadOptions, LoadedModel, Model, ModelBytes, ModelEntry, ModelError,
-    ModelType,
-};
+use crate::model::{Backend, Catalog, LoadOptions, LoadedModel, ModelEntry, ModelError, ModelType};
 use crate::placement::{Pin, Plan};
 use crate::record::{
     Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, Work,
 };
-use crate::score::{Closed, JournalFile, PartitionKey, Pools, ResultCache, Scheduler, Submitter, SubmitterId};
+use crate::score::{Closed, JournalFile, PartitionKey, Pools, ResultCache, Scheduler, Serving, Submitter, SubmitterId};
 
 /// Settings of an engine. The defaults are the seed's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,8 +181,10 @@ pub enum EngineError {
 pub struct InferenceEngine {
     scheduler: Arc<Scheduler>,
     catalog: ArcSwap<Catalog>,
-    /// How each model is queued; locked while one is loaded.
-    policies: Mutex<Vec<BatchPolicy>>,
+    /// What each name stands for; locked for as long as a look takes.
+    slots: Mutex<Vec<Slot>>,
+    /// Held while a model is loaded or changed: one change at a time.
+    changing: Mutex<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     plan: Arc<Plan>,
     door: Arc<Door>,
@@ -211,8 +213,8 @@ impl InferenceEngine {
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);
-        let (catalog, policies) = (ArcSwap::default(), Mutex::default());
-        Ok(Self { scheduler, catalog, policies, threads, plan, door, door_id, metrics, config })
+        let (catalog, slots, changing) = (ArcSwap::default(), Mutex::default(), Mutex::default());
+        Ok(Self { scheduler, catalog, slots, changing, threads, plan, door, door_id, metrics, config })
     }
 
     /// Loads a model under the name of its file (without the ending), or puts a new version in the place of the one
@@ -251,59 +253,6 @@ impl InferenceEngine {
             },
             priority_default: Priority::new(2).expect("2 is not 0"),
         })
-    }
-
-    /// Loads a model with all its settings: reads it once, checks the pin, parses, validates, and only then lets it
-    /// take requests.
-    ///
-    /// # Errors
-    /// [`ModelError`] as for [`InferenceEngine::load_model`].
-    pub fn load_spec(&self, spec: &ModelSpec) -> Result<ModelId, ModelError> {
-        let file = ModelBytes::read(&spec.path, spec.sha256.as_ref())?;
-        let model = model::load(&file, &spec.load)?;
-        self.add_model(spec, model.as_ref(), &file.sha256)
-    }
-
-    /// Puts a model of the caller's own making into service.
-    ///
-    /// # Errors
-    /// [`ModelError::Refused`] when it fails validation, or takes or gives other things than the version that it replaces.
-    ///
-    /// # Panics
-    /// Panics past 2^32 models.
-    pub fn add_model(&self, spec: &ModelSpec, model: &dyn Model, sha256: &str) -> Result<ModelId, ModelError> {
-        let mut policies = self.policies.lock();
-        let mut catalog = Catalog::clone(&self.catalog.load());
-        let old = catalog.by_name(&spec.name).map(|entry| entry.id);
-        let (id, version) = match old.and_then(|id| self.scheduler.model(id)).zip(old) {
-            Some((old, id)) => {
-                let same = old.schema().feature_names == model.schema().feature_names
-                    && old.schema().outputs == model.schema().outputs
-                    && policies[id.0 as usize] == spec.batch;
-                if !same {
-                    let reason = "its features, outputs or batch settings differ from those of the version in service: \
-                                  load it under another name";
-                    return Err(ModelError::refused(&spec.name, reason));
-                }
-                (id, old.version() + 1)
-            }
-            None => (ModelId(u32::try_from(policies.len()).expect("few models")), 1),
-        };
-        let loaded = LoadedModel::new(&spec.name, version, sha256, model, self.score_threads())?;
-        let levels = spec.batch.levels.iter();
-        let timeouts =
-            levels.map(|level| LevelTimeout { timeout: level.timeout, fixed: !level.allow_timeout_override });
-        let entry = ModelEntry::new(id, &spec.name, loaded.schema(), timeouts.collect(), spec.priority_default);
-        if let Some(file) = self.config.journal.as_ref().filter(|_| loaded.runs_native_code()) {
-            self.scheduler.open_journal(file, self.score_threads());
-        }
-        self.scheduler.put_model(id, Arc::new(loaded), &spec.batch, self.score_threads());
-        if version == 1 {
-            policies.push(spec.batch.clone());
-        }
-        catalog.put(entry);
-        self.catalog.store(Arc::new(catalog));
-        Ok(id)
     }
 
     /// Scores one row (or several, row-major) and waits for the answer. Not for use inside an async task: there,
@@ -370,10 +319,10 @@ impl InferenceEngine {
     /// What the metrics cannot count but can see: queues, buffers, models. Allocates: not for the record path.
     #[must_use]
     pub fn sights(&self) -> Sights {
-        let (models, stats, now) = (self.scheduler.models(), self.scheduler.queues(), clock::now());
+        let (serving, stats, now) = (self.scheduler.all_serving(), self.scheduler.queues(), clock::now());
         let waiting = stats.iter().map(|stats| stats.waiting).sum();
-        let levels = |(model, BatcherStats { depth, oldest, .. }): (&Arc<LoadedModel>, BatcherStats)| {
-            let name = model.name().to_owned();
+        let levels = |(serving, BatcherStats { depth, oldest, .. }): (&Serving, BatcherStats)| {
+            let name = serving.version.model.name().to_owned();
             depth.into_iter().zip(oldest).zip(1..).map(move |((depth, oldest), priority)| QueueSight {
                 model: name.clone(),
                 priority,
@@ -384,8 +333,8 @@ impl InferenceEngine {
         Sights {
             pool: self.scheduler.pools.snapshot(),
             waiting,
-            queues: models.iter().zip(stats).flat_map(levels).collect(),
-            models: models.iter().map(|model| model.info()).collect(),
+            queues: serving.iter().zip(stats).flat_map(levels).collect(),
+            models: self.model_infos(),
         }
     }
 

@@ -53,6 +53,7 @@ pub mod record;
 pub mod source;
 pub mod decode;
 pub mod engine;
+pub mod reload;
 pub mod batch;
 pub mod cache;
 pub mod score;

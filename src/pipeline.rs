@@ -25,13 +25,14 @@ use crate::admin::{self, Health};
 use crate::cache::CachePolicy;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember, check_settings};
 use crate::clock::{self, Stop};
-use crate::config::{self, Config, Model};
+use crate::config::{self, Config};
 use crate::decode::{Decoded, Received, RouteDecoder};
-use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, ModelSpec};
+use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, RegistryError};
 use crate::metrics::Metrics;
 use crate::model::ModelError;
 use crate::placement::settle_shard;
 use crate::record::{Chunk, Message, ModelId};
+use crate::reload::{self, ConfigSource, Reloader};
 use crate::score::{JournalFile, SubmitterId};
 use crate::sink::inbox::{Event, Inbox};
 use crate::sink::kafka::{KafkaSink, ReplyRoute, SinkError};
@@ -81,6 +82,9 @@ pub enum WorkerError {
     /// A model that must not be scored.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A candidate that must not be tried.
+    #[error(transparent)]
+    Candidate(#[from] RegistryError),
     /// The admin port.
     #[error("admin.listen: cannot listen on {0}: {1}")]
     Admin(SocketAddr, std::io::Error),
@@ -119,6 +123,7 @@ impl From<SinkError> for WorkerError {
 /// A running worker.
 pub struct Worker {
     engine: Arc<InferenceEngine>,
+    reloader: Arc<Reloader>,
     health: Arc<Health>,
     stop: Arc<Stop>,
     admin: SocketAddr,
@@ -127,18 +132,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Loads the models, opens the admin port and joins the group. The worker runs until `stop` is requested.
+    /// Loads the models, opens the admin port and joins the group. The worker runs until `stop` is requested. `source` is
+    /// where the config is read again when a reload is asked for.
     ///
     /// # Errors
     /// [`WorkerError`] for what is wrong before the first record. A broker that is away is no error: it is waited for.
-    pub fn start(config: &Config, stop: Arc<Stop>) -> Result<Self, WorkerError> {
+    pub fn start(config: &Config, source: Option<ConfigSource>, stop: Arc<Stop>) -> Result<Self, WorkerError> {
         check_settings(config).map_err(WorkerError::Client)?;
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::default());
         let engine = Arc::new(InferenceEngine::with_metrics(engine_config(config), Arc::clone(&metrics))?);
         let mut models = Vec::new();
         for model in &config.models {
-            let id = engine.load_spec(&spec(model))?;
+            let id = engine.load_spec(&reload::spec(model))?;
             if let Some(loaded) = engine.model(id) {
                 let (kind, sha256) = (loaded.schema().model_type, loaded.sha256());
                 let (compiled, features) = (loaded.is_compiled(), loaded.schema().width());
@@ -146,7 +152,14 @@ impl Worker {
             }
             models.push(id);
         }
-        let admin = admin::serve(config.admin.listen, Arc::clone(&health), Arc::clone(&engine));
+        for model in config.models.iter().filter(|model| model.candidate.is_some()) {
+            engine.apply(&reload::spec(model), model.candidate.as_ref())?;
+        }
+        let reloader = Arc::new(Reloader::new(config, source, Arc::clone(&engine)));
+        reloader.watch(&stop)?;
+        let token = config.admin.token.clone();
+        let control = token.map(|token| admin::Control { token, reloader: Arc::clone(&reloader) });
+        let admin = admin::serve(config.admin.listen, Arc::clone(&health), Arc::clone(&engine), control);
         let admin = admin.map_err(|error| WorkerError::Admin(config.admin.listen, error))?;
         engine.plan().log();
         tracing::info!(instance = config.instance, group = config.kafka.group, %admin, "started");
@@ -159,13 +172,19 @@ impl Worker {
             let thread = Builder::new().name(format!("forebay-source-{number}"));
             shards.push(thread.spawn(move || shard.run())?);
         }
-        Ok(Self { engine, health, stop, admin, shards, failure })
+        Ok(Self { engine, reloader, health, stop, admin, shards, failure })
     }
 
     /// The engine that scores.
     #[must_use]
     pub fn engine(&self) -> &Arc<InferenceEngine> {
         &self.engine
+    }
+
+    /// What reads models and config again.
+    #[must_use]
+    pub fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
     }
 
     /// What is not ready, a line each; empty when the worker does its work.
@@ -249,17 +268,6 @@ fn engine_config(config: &Config) -> InferenceEngineConfig {
         pin: config.engine.pin.clone(),
         huge_pages: config.engine.huge_pages == config::HugePages::Transparent,
         ..InferenceEngineConfig::default()
-    }
-}
-
-fn spec(model: &Model) -> ModelSpec {
-    ModelSpec {
-        name: model.name.clone(),
-        path: model.path.clone(),
-        load: model.load.clone(),
-        sha256: model.sha256,
-        batch: model.batch.policy.clone(),
-        priority_default: model.batch.priority_default,
     }
 }
 

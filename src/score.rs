@@ -17,6 +17,8 @@ mod failpoints;
 mod journal;
 mod lookup;
 mod matrix;
+mod serving;
+mod shadow;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
@@ -34,13 +36,16 @@ use crate::placement::{Plan, settle_score};
 use crate::record::Work;
 use crate::record::{Chunk, ErrorCode, ModelId, PartitionId, Reject, ScoredBatch, Ticket};
 
-use self::attempt::{Outcomes, features_of, lay_out, refuse_non_finite};
+use self::attempt::{Outcomes, lay_out, refuse_non_finite};
 use self::journal::{EXITS_MAX, Journal, RecordName};
 pub use self::journal::{JournalFile, PartitionKey};
+use self::lookup::Admitted;
 use self::lookup::Leads;
 pub(crate) use self::lookup::ResultCache;
-use self::matrix::Matrix;
 pub(crate) use self::matrix::Pools;
+pub(crate) use self::serving::{Candidate, InService, Serving};
+pub use self::serving::{Trial, TrialMode};
+use self::shadow::ShadowRun;
 
 /// Who submits requests and takes them back: a shard of the pipeline, or the library's door.
 pub trait Submitter: Send + Sync {
@@ -62,7 +67,7 @@ pub struct SubmitterId(usize);
 #[error("the engine was shut down")]
 pub struct Closed;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Queued {
     ticket: Ticket,
     submitter: SubmitterId,
@@ -73,24 +78,49 @@ struct Queued {
 }
 
 struct State {
-    lanes: Vec<DynamicBatcher<Queued>>,
+    lanes: Vec<Lane>,
     next_lane: usize,
     open: bool,
+}
+
+/// The queue of one slot.
+struct Lane {
+    batcher: DynamicBatcher<Queued>,
+    /// Where the slot's own threads wait, if it has some. The score threads then leave the lane to them.
+    crew: Option<Arc<Condvar>>,
 }
 
 impl State {
     fn expire(&mut self, now: Instant, expired: &mut Vec<Entry<Queued>>) {
         for lane in &mut self.lanes {
-            lane.expire(now, expired);
+            lane.batcher.expire(now, expired);
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(DynamicBatcher::next_deadline).min()
+        self.lanes.iter().filter_map(|lane| lane.batcher.next_deadline()).min()
     }
 
-    fn is_empty(&self) -> bool {
-        self.lanes.iter().all(DynamicBatcher::is_empty)
+    /// Whether nothing waits in the lanes that a thread of that seat serves.
+    fn is_empty_for(&self, seat: Seat) -> bool {
+        self.lanes.iter().enumerate().all(|(number, lane)| !seat.serves(number, lane) || lane.batcher.is_empty())
+    }
+}
+
+/// Which thread it is that scores.
+#[derive(Clone, Copy)]
+struct Seat {
+    /// The score thread near whose buffers it works.
+    thread: usize,
+    /// Which of a model's scorers is its own.
+    scorer: usize,
+    /// The only lane that it serves; `None` for a score thread, which serves all that have no threads of their own.
+    lane: Option<usize>,
+}
+
+impl Seat {
+    fn serves(self, number: usize, lane: &Lane) -> bool {
+        self.lane.map_or(lane.crew.is_none(), |own| own == number)
     }
 }
 
@@ -107,7 +137,7 @@ pub(crate) struct Scheduler {
     work: Condvar,
     /// The deadline thread waits here: deadlines hold while every score thread is busy.
     deadlines: Condvar,
-    models: RwLock<Vec<Arc<LoadedModel>>>,
+    serving: RwLock<Vec<Serving>>,
     submitters: RwLock<Vec<Arc<dyn Submitter>>>,
     pub(crate) pools: Pools,
     /// What was scored lately; `None` where all is scored.
@@ -123,7 +153,7 @@ impl Scheduler {
             state: Mutex::new(State { lanes: Vec::new(), next_lane: 0, open: true }),
             work: Condvar::new(),
             deadlines: Condvar::new(),
-            models: RwLock::default(),
+            serving: RwLock::default(),
             submitters: RwLock::default(),
             pools,
             cache,
@@ -139,7 +169,7 @@ impl Scheduler {
             let (scheduler, plan) = (Arc::clone(self), Arc::clone(plan));
             threads.push(Builder::new().name(format!("forebay-score-{thread}")).spawn(move || {
                 settle_score(&plan, place);
-                scheduler.run_score(thread);
+                scheduler.run_score(Seat { thread, scorer: thread, lane: None });
             })?);
         }
         let scheduler = Arc::clone(self);
@@ -151,7 +181,12 @@ impl Scheduler {
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         state.open = false;
-        state.lanes.iter_mut().for_each(DynamicBatcher::end_delays);
+        for lane in &mut state.lanes {
+            lane.batcher.end_delays();
+            if let Some(crew) = &lane.crew {
+                crew.notify_all();
+            }
+        }
         drop(state);
         self.work.notify_all();
         self.deadlines.notify_all();
@@ -169,24 +204,52 @@ impl Scheduler {
         self.journal.get().and_then(Option::as_ref)
     }
 
-    /// Puts a model in the slot of that id: a new slot, or a new version of the old one.
-    pub(crate) fn put_model(&self, id: ModelId, model: Arc<LoadedModel>, policy: &BatchPolicy, threads: usize) {
-        if let Some(cache) = &self.cache {
-            cache.admit(id, &model);
-        }
+    /// Makes a version ready to be served: its keys in the result cache, where looking up pays.
+    pub(crate) fn admit(&self, id: ModelId, model: Arc<LoadedModel>) -> Arc<InService> {
+        let admitted = self.cache.as_ref().and_then(|cache| cache.admit(id, &model));
+        Arc::new(InService { model, admitted })
+    }
+
+    /// What the slot of that id serves from the next batch on: a new slot, or an old one.
+    pub(crate) fn serve(&self, id: ModelId, serving: Serving, policy: &BatchPolicy, threads: usize) {
         let slot = id.0 as usize;
-        let mut models = self.models.write();
-        if slot < models.len() {
-            models[slot] = model;
+        let mut all = self.serving.write();
+        if slot < all.len() {
+            all[slot] = serving;
         } else {
-            models.push(model);
+            all.push(serving);
             let threads = u32::try_from(threads).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
-            self.state.lock().lanes.push(DynamicBatcher::new(policy.clone()).for_threads(threads));
+            let batcher = DynamicBatcher::new(policy.clone()).for_threads(threads);
+            self.state.lock().lanes.push(Lane { batcher, crew: None });
         }
     }
 
+    /// Gives a slot threads of its own, which no pinned score thread waits for: `threads` of them, if it has none yet.
+    pub(crate) fn crew(self: &Arc<Self>, id: ModelId, threads: usize) -> std::io::Result<Vec<JoinHandle<()>>> {
+        let number = id.0 as usize;
+        let mut state = self.state.lock();
+        let crew = &mut state.lanes[number].crew;
+        if crew.is_some() {
+            return Ok(Vec::new());
+        }
+        let start = |scorer| {
+            let scheduler = Arc::clone(self);
+            let seat = Seat { thread: scorer % self.pools.threads(), scorer, lane: Some(number) };
+            let name = format!("forebay-own{number}-{scorer}");
+            Builder::new().name(name).spawn(move || scheduler.run_score(seat))
+        };
+        // With fewer than were asked for, the first of them at least, the model is scored all the same.
+        let handles: Vec<_> = (0..threads).map_while(|scorer| start(scorer).ok()).collect();
+        if handles.is_empty() {
+            return Ok(vec![start(0)?]);
+        }
+        *crew = Some(Arc::new(Condvar::new()));
+        Ok(handles)
+    }
+
+    /// The version that answers in a slot.
     pub(crate) fn model(&self, id: ModelId) -> Option<Arc<LoadedModel>> {
-        self.models.read().get(id.0 as usize).cloned()
+        self.serving.read().get(id.0 as usize).map(|serving| Arc::clone(&serving.version.model))
     }
 
     pub(crate) fn register(&self, submitter: Arc<dyn Submitter>) -> SubmitterId {
@@ -200,7 +263,7 @@ impl Scheduler {
     /// finds it full, the submitter gets it back at once. Rejected requests are passed over: they are the submitter's.
     pub(crate) fn submit(&self, submitter: SubmitterId, chunk: &Arc<Chunk>, from: usize) -> Result<usize, Closed> {
         let mut earliest: Option<Instant> = None;
-        let mut full = Vec::new();
+        let (mut full, mut crews) = (Vec::new(), Crews::default());
         let mut index = from;
         let mut state = self.state.lock();
         if !state.open {
@@ -218,9 +281,12 @@ impl Scheduler {
                     deadline: work.deadline,
                 };
                 let lane = &mut state.lanes[work.model.0 as usize];
-                match lane.enqueue(entry) {
-                    Ok(()) => earliest = earliest.into_iter().chain(work.deadline).min(),
-                    Err(entry) => match lane.policy().levels.of(work.priority).queue_full {
+                match lane.batcher.enqueue(entry) {
+                    Ok(()) => {
+                        crews.add(lane);
+                        earliest = earliest.into_iter().chain(work.deadline).min();
+                    }
+                    Err(entry) => match lane.batcher.policy().levels.of(work.priority).queue_full {
                         QueueFull::Pause => break,
                         QueueFull::Reject => full.push(entry),
                     },
@@ -229,9 +295,7 @@ impl Scheduler {
             index += 1;
         }
         drop(state);
-        if index > from {
-            self.work.notify_one();
-        }
+        crews.wake(&self.work);
         if earliest.is_some_and(|new| earliest_before.is_none_or(|old| new < old)) {
             self.deadlines.notify_one();
         }
@@ -243,21 +307,21 @@ impl Scheduler {
 
     /// What waits now, model by model.
     pub(crate) fn queues(&self) -> Vec<BatcherStats> {
-        self.state.lock().lanes.iter().map(DynamicBatcher::get_stats).collect()
+        self.state.lock().lanes.iter().map(|lane| lane.batcher.get_stats()).collect()
     }
 
-    /// The version that each slot serves now.
-    pub(crate) fn models(&self) -> Vec<Arc<LoadedModel>> {
-        self.models.read().clone()
+    /// What each slot serves now.
+    pub(crate) fn all_serving(&self) -> Vec<Serving> {
+        self.serving.read().clone()
     }
 
-    fn run_score(&self, thread: usize) {
+    fn run_score(&self, seat: Seat) {
         let mut batch = Vec::new();
         let mut expired = Vec::new();
         let mut last = None;
         loop {
-            match self.next(last.take(), &mut batch, &mut expired) {
-                Next::Batch(model) => last = self.take_turn(thread, model, std::mem::take(&mut batch)),
+            match self.next(seat, last.take(), &mut batch, &mut expired) {
+                Next::Batch(model) => last = self.take_turn(seat, model, std::mem::take(&mut batch)),
                 Next::Expired => self.reject_expired(std::mem::take(&mut expired)),
                 Next::Closed => return,
             }
@@ -265,11 +329,17 @@ impl Scheduler {
     }
 
     /// Waits for something to do. `last` is what the thread did before: the batcher learns from it.
-    fn next(&self, last: Option<Served>, batch: &mut Vec<Entry<Queued>>, expired: &mut Vec<Entry<Queued>>) -> Next {
+    fn next(
+        &self,
+        seat: Seat,
+        last: Option<Served>,
+        batch: &mut Vec<Entry<Queued>>,
+        expired: &mut Vec<Entry<Queued>>,
+    ) -> Next {
         let mut state = self.state.lock();
         if let Some(Served { model, started, rows }) = last {
             let now = clock::now();
-            state.lanes[model.0 as usize].scored(now, rows, now.saturating_duration_since(started));
+            state.lanes[model.0 as usize].batcher.scored(now, rows, now.saturating_duration_since(started));
         }
         loop {
             let now = clock::now();
@@ -279,29 +349,36 @@ impl Scheduler {
             }
             let lanes = state.lanes.len();
             let mut wake: Option<Instant> = None;
+            let crew = seat.lane.and_then(|own| state.lanes[own].crew.clone());
+            let waiting_room = crew.as_deref().unwrap_or(&self.work);
             for step in 0..lanes {
-                let lane = (state.next_lane + step) % lanes;
-                match state.lanes[lane].poll(now, batch) {
+                let number = (state.next_lane + step) % lanes;
+                if !seat.serves(number, &state.lanes[number]) {
+                    continue;
+                }
+                match state.lanes[number].batcher.poll(now, batch) {
                     Dispatch::Batch => {
-                        state.next_lane = (lane + 1) % lanes;
-                        if !state.is_empty() {
-                            // Each thread that finds more than it takes wakes the next: no thundering herd.
-                            self.work.notify_one();
+                        if seat.lane.is_none() {
+                            state.next_lane = (number + 1) % lanes;
                         }
-                        return Next::Batch(ModelId(u32::try_from(lane).expect("few models")));
+                        if !state.is_empty_for(seat) {
+                            // Each thread that finds more than it takes wakes the next: no thundering herd.
+                            waiting_room.notify_one();
+                        }
+                        return Next::Batch(ModelId(u32::try_from(number).expect("few models")));
                     }
                     Dispatch::WaitUntil(time) => wake = wake.into_iter().chain([time]).min(),
                     Dispatch::Idle => {}
                 }
             }
-            if !state.open && state.is_empty() {
+            if !state.open && state.is_empty_for(seat) {
                 return Next::Closed;
             }
             match wake {
                 Some(time) => {
-                    self.work.wait_until(&mut state, time);
+                    waiting_room.wait_until(&mut state, time);
                 }
-                None => self.work.wait(&mut state),
+                None => waiting_room.wait(&mut state),
             }
         }
     }
@@ -339,10 +416,31 @@ impl Scheduler {
         self.hand_back(entries, scored, std::time::Duration::ZERO);
     }
 
-    fn take_turn(&self, thread: usize, id: ModelId, batch: Vec<Entry<Queued>>) -> Option<Served> {
-        let model = self.model(id).expect("a lane exists only beside its model");
-        let journal = self.journal().filter(|_| model.runs_native_code());
-        let turn = Turn { thread, id, model: &model, journal, suspect: false };
+    fn take_turn(&self, seat: Seat, id: ModelId, mut batch: Vec<Entry<Queued>>) -> Option<Served> {
+        let Serving { version, candidate } = self.serving.read()[id.0 as usize].clone();
+        let (canary, shadow) = match &candidate {
+            Some(candidate) if candidate.trial.mode == TrialMode::Canary => (Some(candidate), None),
+            other => (None, other.as_ref()),
+        };
+        let mut served = None;
+        if let Some(canary) = canary {
+            let own: Vec<_> = batch.extract_if(.., |entry| canary.takes(entry)).collect();
+            if !own.is_empty() {
+                served = self.take_version(Turn::new(seat, id, &canary.version).counted_by(canary), own);
+            }
+        }
+        if batch.is_empty() {
+            return served;
+        }
+        let rest = self.take_version(Turn { shadow, ..Turn::new(seat, id, &version) }, batch);
+        Served::both(served, rest)
+    }
+
+    fn take_version(&self, turn: Turn<'_>, batch: Vec<Entry<Queued>>) -> Option<Served> {
+        // The journal has a place for each score thread; what has threads of its own scores in another process.
+        let native = turn.model().runs_native_code() && turn.seat.lane.is_none();
+        let journal = self.journal().filter(|_| native);
+        let turn = Turn { journal, ..turn };
         match journal.filter(|journal| journal.has_suspects()) {
             Some(journal) => {
                 self.score_around_suspects(turn, journal, batch);
@@ -377,7 +475,7 @@ impl Scheduler {
             } else {
                 let offset = entry.item.ticket.request().position.offset;
                 tracing::error!(
-                    model = turn.model.name(),
+                    model = turn.model().name(),
                     offset,
                     exits,
                     "a record that ends the worker is not scored"
@@ -393,26 +491,20 @@ impl Scheduler {
     fn score(&self, turn: Turn<'_>, batch: Vec<Entry<Queued>>) -> Option<Served> {
         let started = clock::now();
         let arrivals = batch.iter().map(|entry| (entry.priority, entry.arrived));
-        self.metrics.model(turn.model.name()).taken(started, arrivals);
+        self.metrics.model(turn.model().name()).taken(started, arrivals);
         let (mut batch, leads) = self.look_up(turn, batch, started);
         if batch.is_empty() {
             leads.into_iter().for_each(Leads::settle_empty);
             return None;
         }
-        let Turn { thread, id, model, journal, suspect } = turn;
-        let (width, outputs) = (model.schema().width(), model.schema().outputs);
-        let (mut outcomes, rows) = lay_out(&batch, width);
-        let mut matrix = Matrix::new(self.pools.of(thread), model.schema().row_type, rows, width);
-        for (entry, outcome) in batch.iter().zip(&mut outcomes) {
-            if let Ok(first) = outcome
-                && let Err(reject) = matrix.put(*first, features_of(entry))
-            {
-                *outcome = Err(reject);
-            }
-        }
+        let Turn { seat, id, journal, suspect, .. } = turn;
+        let model = turn.model();
+        let outputs = model.schema().outputs;
+        let (matrix, mut outcomes) = lay_out(&batch, model.schema(), self.pools.of(seat.thread));
+        let rows = matrix.count();
         let mut scores = vec![0.0; rows * outputs];
-        let mut scorer = model.scorer(thread);
-        let named = journal.map(|journal| journal.enter(thread, suspect));
+        let mut scorer = model.scorer(seat.scorer);
+        let named = journal.map(|journal| journal.enter(seat.thread, suspect));
         if let Some(named) = &named {
             let (mut names, submitters) = (Names::default(), self.submitters.read());
             named.name(batch.iter().filter_map(|entry| names.of(entry, &submitters)));
@@ -427,6 +519,10 @@ impl Scheduler {
         drop((named, scorer, matrix));
         refuse_non_finite(&batch, &mut outcomes, &scores, outputs, model.name());
 
+        if let Some(candidate) = turn.counted_by {
+            candidate.tally.count(batch.len(), outcomes.iter().filter(|outcome| outcome.is_err()).count());
+        }
+        let shadow = turn.shadow.and_then(|shadow| ShadowRun::new(shadow, (&batch, &outcomes), (&scores, outputs)));
         let batch_size = u32::try_from(rows).unwrap_or(u32::MAX);
         PerformanceMetrics::new(&self.metrics).update_inference(model.name(), batch_size, inference);
         if let Some(leads) = leads {
@@ -436,6 +532,10 @@ impl Scheduler {
         let model = Some(Arc::clone(model));
         let scored = Scored { outcomes, scores, outputs, model, batch_size, started, cache_hit: false };
         self.hand_back(batch, scored, inference);
+        if let Some(shadow) = shadow {
+            // After the answers, which do not wait for it.
+            shadow.run(self.pools.of(seat.thread), seat.scorer);
+        }
         Some(Served { model: id, started, rows: u64::from(batch_size) })
     }
 
@@ -453,20 +553,21 @@ impl Scheduler {
         let now = clock::now();
         let earliest_before = state.next_deadline();
         let lane = &mut state.lanes[id.0 as usize];
+        let crew = lane.crew.clone();
         let mut again = again.into_iter().peekable();
         let ended = std::mem::take(batch).into_iter().zip(std::mem::take(outcomes));
         for (place, (mut entry, outcome)) in ended.enumerate() {
             if again.next_if_eq(&place).is_some() {
                 entry.item.tries += 1;
                 let until = now + back_off(entry.item.tries);
-                lane.put_back(entry, until);
+                lane.batcher.put_back(entry, until);
             } else {
                 batch.push(entry);
                 outcomes.push(outcome);
             }
         }
         // An idle thread must learn when the first back-off ends, and the deadline thread of an earlier deadline.
-        self.work.notify_one();
+        crew.as_deref().unwrap_or(&self.work).notify_one();
         if state.next_deadline() != earliest_before {
             self.deadlines.notify_one();
         }
@@ -522,13 +623,61 @@ impl Scheduler {
 /// Whose turn it is to score what.
 #[derive(Clone, Copy)]
 struct Turn<'a> {
-    thread: usize,
+    seat: Seat,
     id: ModelId,
-    model: &'a Arc<LoadedModel>,
+    version: &'a Arc<InService>,
+    /// Whose trial counts what is scored.
+    counted_by: Option<&'a Candidate>,
+    /// What scores the same rows afterwards.
+    shadow: Option<&'a Arc<Candidate>>,
     /// Where what is scored is named, if the model is native.
     journal: Option<&'a Journal>,
     /// Whether the batch is a suspect alone.
     suspect: bool,
+}
+
+impl<'a> Turn<'a> {
+    fn new(seat: Seat, id: ModelId, version: &'a Arc<InService>) -> Self {
+        Self { seat, id, version, counted_by: None, shadow: None, journal: None, suspect: false }
+    }
+
+    fn counted_by(self, candidate: &'a Candidate) -> Self {
+        Self { counted_by: Some(candidate), ..self }
+    }
+
+    fn model(&self) -> &'a Arc<LoadedModel> {
+        &self.version.model
+    }
+
+    fn admitted(&self) -> Option<&'a Arc<Admitted>> {
+        self.version.admitted.as_ref()
+    }
+}
+
+/// Whom to wake: the lanes that got something have threads of their own, or not.
+#[derive(Default)]
+struct Crews {
+    score_threads: bool,
+    own: Vec<Arc<Condvar>>,
+}
+
+impl Crews {
+    fn add(&mut self, lane: &Lane) {
+        match &lane.crew {
+            None => self.score_threads = true,
+            Some(crew) if self.own.iter().any(|known| Arc::ptr_eq(known, crew)) => {}
+            Some(crew) => self.own.push(Arc::clone(crew)),
+        }
+    }
+
+    fn wake(self, score_threads: &Condvar) {
+        if self.score_threads {
+            score_threads.notify_one();
+        }
+        for crew in self.own {
+            crew.notify_one();
+        }
+    }
 }
 
 /// The journal's names of requests. Those of one partition are mostly neighbours, so its key is asked for once.
@@ -555,6 +704,16 @@ struct Served {
     model: ModelId,
     started: Instant,
     rows: u64,
+}
+
+impl Served {
+    /// Both parts of one batch, scored one after the other.
+    fn both(first: Option<Self>, second: Option<Self>) -> Option<Self> {
+        match (first, second) {
+            (Some(first), Some(second)) => Some(Self { rows: first.rows + second.rows, ..first }),
+            (one, other) => one.or(other),
+        }
+    }
 }
 
 /// A batch's requests of one submitter.

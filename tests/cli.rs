@@ -572,7 +572,7 @@ fn top_prints_a_running_workers_figures_once() {
     engine.load_model(higgs("higgs.model.txt"), None, true).unwrap();
     let health = Arc::new(Health::default());
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let address = admin::serve(any, Arc::clone(&health), Arc::clone(&engine)).unwrap();
+    let address = admin::serve(any, Arc::clone(&health), Arc::clone(&engine), None).unwrap();
     let features = vec![vec![0.5; 28]; 1_234];
     assert!(engine.predict_batch(&features).iter().all(Result::is_ok));
     health.not_ready("group", "draining");

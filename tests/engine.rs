@@ -8,6 +8,8 @@ mod cache;
 #[cfg(feature = "failpoints")]
 #[path = "engine/journal.rs"]
 mod journal;
+#[path = "engine/registry.rs"]
+mod registry;
 #[path = "engine/shard.rs"]
 mod shard;
 

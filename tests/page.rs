@@ -167,7 +167,7 @@ impl Load {
         engine.load_model(&model, None, true).unwrap();
         let health = Arc::new(Health::default());
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let address = admin::serve(any, Arc::clone(&health), Arc::clone(&engine)).unwrap();
+        let address = admin::serve(any, Arc::clone(&health), Arc::clone(&engine), None).unwrap();
         let (stop, busy) = (Arc::new(AtomicBool::new(false)), Arc::clone(&engine));
         let until = Arc::clone(&stop);
         let thread = Builder::new().name("load".to_owned()).spawn(move || {

@@ -1,5 +1,7 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`, `/stats`, `/models`, and the live page at `/`. It changes nothing.
+//! The admin port: `/livez`, `/readyz`, `/metrics`, `/stats`, `/models`, and the live page at `/`; and the calls that
+//! change models ([`control`]), for who brings the token.
 
+mod control;
 mod page;
 
 use std::collections::BTreeMap;
@@ -12,9 +14,10 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json};
-use axum::routing::get;
+use axum::routing::{get, post};
 use parking_lot::Mutex;
 
+pub use self::control::Control;
 use crate::clock;
 use crate::engine::InferenceEngine;
 use crate::metrics::{self, HealthStats, ModelInfo, Stats};
@@ -61,6 +64,7 @@ impl Health {
 struct Admin {
     health: Arc<Health>,
     engine: Arc<InferenceEngine>,
+    control: Option<Arc<Control>>,
 }
 
 impl Admin {
@@ -74,15 +78,21 @@ impl Admin {
     }
 }
 
-/// Serves until the process ends. Returns the address, whose port was chosen by the system if `listen` says 0.
+/// Serves until the process ends, with the calls that change models where `control` is there. Returns the address, whose port was chosen by the system if `listen` says 0.
 ///
 /// # Errors
 /// The system's own when the address cannot be listened on.
-pub fn serve(listen: SocketAddr, health: Arc<Health>, engine: Arc<InferenceEngine>) -> std::io::Result<SocketAddr> {
+pub fn serve(
+    listen: SocketAddr,
+    health: Arc<Health>,
+    engine: Arc<InferenceEngine>,
+    control: Option<Control>,
+) -> std::io::Result<SocketAddr> {
     let listener = std::net::TcpListener::bind(listen)?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_io().enable_time().thread_name("forebay-change").build()?;
     metrics::watch(engine.metrics())?;
     let router = Router::new()
         .route("/", get(page::page))
@@ -91,7 +101,9 @@ pub fn serve(listen: SocketAddr, health: Arc<Health>, engine: Arc<InferenceEngin
         .route("/metrics", get(prometheus_text))
         .route("/stats", get(stats))
         .route("/models", get(models))
-        .with_state(Admin { health, engine });
+        .route("/reload", post(control::reload_all))
+        .route("/models/{name}/{action}", post(control::change))
+        .with_state(Admin { health, engine, control: control.map(Arc::new) });
     Builder::new().name("forebay-admin".to_owned()).spawn(move || {
         runtime.block_on(async move {
             let served = match tokio::net::TcpListener::from_std(listener) {

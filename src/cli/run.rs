@@ -11,6 +11,7 @@ use super::{RunArgs, exit, logs};
 use crate::clock::Stop;
 use crate::config::{Config, Overrides};
 use crate::pipeline::{Ended, Worker, WorkerError};
+use crate::reload::{ConfigSource, Reloader};
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let overrides = Overrides { instance: args.instance.clone() };
@@ -24,7 +25,11 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     logs::start(&config.log);
     let stop = Arc::new(Stop::default());
     stop_on_signals(&stop, config.kafka.drain_timeout).context("cannot listen for signals")?;
-    let ended = Worker::start(&config, stop).and_then(Worker::wait);
+    let source = ConfigSource { path: args.config.clone(), overrides };
+    let ended = Worker::start(&config, Some(source), stop).and_then(|worker| {
+        reload_on_hangup(worker.reloader())?;
+        worker.wait()
+    });
     Ok(match ended {
         Ok(Ended::Drained) => {
             tracing::info!("drained: all that was received is answered and committed");
@@ -45,7 +50,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 fn exit_code_of(error: &WorkerError) -> u8 {
     match error {
         WorkerError::Fenced(_) => exit::FENCED,
-        WorkerError::Model(_) => exit::MODEL_REFUSED,
+        WorkerError::Model(_) | WorkerError::Candidate(_) => exit::MODEL_REFUSED,
         WorkerError::Engine(_) | WorkerError::Admin(..) | WorkerError::Client(_) => exit::BAD_CONFIG,
         WorkerError::Thread(_) | WorkerError::Failed(_) => exit::FAILED,
     }
@@ -72,6 +77,25 @@ fn stop_on_signals(stop: &Arc<Stop>, bound: std::time::Duration) -> std::io::Res
                 }
             }
             std::process::exit(exit::CUT_SHORT.into());
+        });
+    })?;
+    Ok(())
+}
+
+/// SIGHUP reads config and models again.
+fn reload_on_hangup(reloader: &Arc<Reloader>) -> std::io::Result<()> {
+    let reloader = Arc::clone(reloader);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut hangup = {
+        let _inside = runtime.enter();
+        signal(SignalKind::hangup())?
+    };
+    Builder::new().name("forebay-hangup".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            while hangup.recv().await.is_some() {
+                // Each outcome is in the log.
+                let _ = reloader.reload_all();
+            }
         });
     })?;
     Ok(())

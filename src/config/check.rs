@@ -15,7 +15,7 @@ use super::client::{ClientValue, refusal};
 use super::cross;
 use super::error::Problem;
 use super::places::{Places, join};
-use super::raw::{RawCache, RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
+use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
 use super::topic::{TopicPattern, is_name, is_topic};
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
@@ -53,7 +53,7 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
         models,
         engine: check.engine(raw.engine, base_dir),
         cache: check.cache(&raw.cache),
-        admin: Admin { listen: check.listen(&raw.admin.listen) },
+        admin: check.admin(raw.admin),
         log: Log { format: raw.log.format, level: raw.log.level },
     };
     (config, check.problems)
@@ -71,7 +71,7 @@ impl Check<'_> {
     }
 
     /// Refuses a text for what it is not.
-    fn wants(&mut self, key: &str, text: &str, wanted: &str) {
+    pub(super) fn wants(&mut self, key: &str, text: &str, wanted: &str) {
         let got = self.places.quoted(key, text);
         self.refuse(key, format!("got {got}, wants {wanted}"));
     }
@@ -114,6 +114,12 @@ impl Check<'_> {
             self.wants("instance", &name, &wanted);
         }
         name
+    }
+
+    fn admin(&mut self, raw: RawAdmin) -> Admin {
+        // Kept by its key: a token is a secret.
+        let token = Some(raw.token).filter(|token| !token.is_empty()).map(|token| ClientValue::new("token", token));
+        Admin { listen: self.listen(&raw.listen), token }
     }
 
     fn listen(&mut self, text: &str) -> SocketAddr {
@@ -278,16 +284,19 @@ impl Check<'_> {
         if sha256.is_none() && !raw.sha256.is_empty() {
             self.wants(&key("sha256"), &raw.sha256, "64 hex digits, as sha256sum prints them, or \"\" for any file");
         }
+        let load = LoadOptions {
+            model_type: raw.kind.into(),
+            backend: (&raw.compile_model).into(),
+            trusted: raw.trusted,
+            quantize: raw.enable_model_quantization,
+        };
         Model {
             name: raw.name.clone().unwrap_or_default(),
             path: base_dir.join(raw.path.as_deref().unwrap_or_default()),
-            load: LoadOptions {
-                model_type: raw.kind.into(),
-                backend: (&raw.compile_model).into(),
-                trusted: raw.trusted,
-                quantize: raw.enable_model_quantization,
-            },
+            candidate: super::candidate::candidate(self, &key("candidate"), &raw.candidate, &load, base_dir),
+            load,
             sha256,
+            reload: raw.reload,
             batch: super::batch::batch(self, &key("batch"), &raw.batch),
         }
     }
@@ -346,7 +355,7 @@ fn is_broker(text: &str) -> bool {
     is_host && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
-fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+pub(super) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
     let digits: Vec<u8> =
         text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect::<Option<_>>()?;
     let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();

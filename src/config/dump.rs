@@ -8,7 +8,7 @@ use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawLog, Raw
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
-use super::{Config, Engine, Journal, Kafka, Model, Route, batch};
+use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate};
 use crate::placement::Pin;
 
 /// The effective config as TOML, with secrets as `***`.
@@ -28,7 +28,10 @@ pub fn dump(config: &Config) -> String {
             bytes_max: bytes(config.cache.bytes_max.get()),
             ttl: duration(config.cache.ttl),
         },
-        admin: RawAdmin { listen: config.admin.listen.to_string() },
+        admin: RawAdmin {
+            listen: config.admin.listen.to_string(),
+            token: config.admin.token.as_ref().map(ToString::to_string).unwrap_or_default(),
+        },
         log: RawLog { format: config.log.format, level: config.log.level },
     };
     toml::to_string(&raw)
@@ -83,11 +86,13 @@ fn model(model: &Model) -> RawModel {
         sha256: model.sha256.as_ref().map(hex).unwrap_or_default(),
         trusted: model.load.trusted,
         enable_model_quantization: model.load.quantize,
+        reload: model.reload,
+        candidate: candidate::dump(model.candidate.as_ref()),
         batch: batch::dump(&model.batch),
     }
 }
 
-fn hex(digest: &[u8; 32]) -> String {
+pub(super) fn hex(digest: &[u8; 32]) -> String {
     let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }

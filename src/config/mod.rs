@@ -12,6 +12,7 @@
 //!    [`dump`].
 
 mod batch;
+mod candidate;
 mod check;
 mod client;
 mod cross;
@@ -36,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::batch::{BatchPolicy, LevelPolicy};
+use crate::engine::CandidateSpec;
 use crate::model::LoadOptions;
 use crate::placement::Pin;
 use crate::record::Priority;
@@ -47,7 +49,7 @@ pub use raw::schema;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
 pub use values::{
-    CacheMode, DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, OnBadPosition, Ordering, Rebalance,
+    CacheMode, DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, OnBadPosition, Ordering, Rebalance, Reload,
     ReplyMetadata, StartPosition,
 };
 
@@ -172,6 +174,10 @@ pub struct Model {
     pub load: LoadOptions,
     /// The digest that the file must have.
     pub sha256: Option<[u8; 32]>,
+    /// When the file is read again.
+    pub reload: Reload,
+    /// What is tried beside it.
+    pub candidate: Option<CandidateSpec>,
     /// How its requests are batched.
     pub batch: Batch,
 }
@@ -225,10 +231,12 @@ pub struct Cache {
 }
 
 /// The admin port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     /// Where it listens; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// What a call that changes something must bring; `None` for no such calls.
+    pub token: Option<ClientValue>,
 }
 
 /// What is logged, and how.

@@ -13,9 +13,11 @@ use serde_json::{Map, Value as Json};
 
 use super::values::{
     BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
-    OnBadPosition, Ordering, PinMode, RawClientValue, RawCompile, RawPin, Rebalance, ReplyMetadata, StartPosition,
+    OnBadPosition, Ordering, PinMode, RawClientValue, RawCompile, RawPin, Rebalance, Reload, ReplyMetadata,
+    StartPosition,
 };
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
+use crate::score::TrialMode;
 
 /// The JSON Schema of worker.toml (draft 2020-12), without references, each key with its description and default.
 #[must_use]
@@ -195,8 +197,46 @@ pub(super) struct RawModel {
     /// The model's own numbers are stored in fewer bits: weights of ONNX graphs as int8, leaves of trees as 16 bits. Scores
     /// move; `forebay model validate` says how far. Default false.
     pub(super) enable_model_quantization: bool,
+    /// When the file, and the candidate's, is read again: "off" for SIGHUP and the admin port only, "watch" also when it has
+    /// changed. What is read is validated first, and swapped in between two batches. Default "off".
+    pub(super) reload: Reload,
+    /// A version that is tried beside the one that serves. Default none; one at the most.
+    pub(super) candidate: Vec<RawCandidate>,
     /// How its requests are batched.
     pub(super) batch: RawBatch,
+}
+
+/// `[[model.candidate]]`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["path"]))]
+pub(super) struct RawCandidate {
+    /// The model file. Required; a relative path is taken from the folder of this config file.
+    #[schemars(with = "String")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<String>,
+    /// What it does: "canary" answers its share of the requests; "shadow" scores its share after they were answered, and
+    /// the scores are compared. Default "shadow".
+    pub(super) mode: TrialMode,
+    /// Its share of the requests. A key (or id, where a record has no key) always is in it or never is. Default 1.0,
+    /// 0 to 1.
+    #[schemars(range(min = 0, max = 1))]
+    pub(super) share: f64,
+    /// As in [[model]]. Default "auto", or what stands there.
+    #[serde(rename = "type")]
+    pub(super) kind: ModelType,
+    /// As in [[model]]. Default what stands there.
+    #[schemars(with = "RawCompile")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) compile_model: Option<RawCompile>,
+    /// As in [[model]], of this file. Default empty.
+    pub(super) sha256: String,
+    /// As in [[model]], of this file. Default false.
+    pub(super) trusted: bool,
+    /// As in [[model]]. Default what stands there.
+    #[schemars(with = "bool")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) enable_model_quantization: Option<bool>,
 }
 
 /// `[model.batch]`.
@@ -316,6 +356,9 @@ pub(super) struct RawCache {
 pub(super) struct RawAdmin {
     /// Address and port that it listens on; port 0 takes a free one. Default "127.0.0.1:9640".
     pub(super) listen: String,
+    /// What a call that changes something must bring as `Authorization: Bearer <token>`; empty for no such calls at all.
+    /// Default empty.
+    pub(super) token: String,
 }
 
 /// `[log]`.
@@ -382,6 +425,21 @@ impl Default for RawRoute {
     }
 }
 
+impl Default for RawCandidate {
+    fn default() -> Self {
+        Self {
+            path: None,
+            mode: TrialMode::default(),
+            share: 1.0,
+            kind: ModelType::default(),
+            compile_model: None,
+            sha256: String::new(),
+            trusted: false,
+            enable_model_quantization: None,
+        }
+    }
+}
+
 impl Default for RawBatch {
     fn default() -> Self {
         Self {
@@ -422,6 +480,6 @@ impl Default for RawCache {
 
 impl Default for RawAdmin {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9640".to_owned() }
+        Self { listen: "127.0.0.1:9640".to_owned(), token: String::new() }
     }
 }

@@ -153,6 +153,17 @@ impl From<Option<model::ModelType>> for ModelType {
     }
 }
 
+/// When a model's file is read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reload {
+    /// When it is asked for.
+    #[default]
+    Off,
+    /// Also when it has changed.
+    Watch,
+}
+
 /// Which pages large batch buffers lie in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -31,8 +31,9 @@ pub use self::lag::{Lags, PartitionLag};
 pub use self::pauses::{PauseStats, Pauses, watch};
 pub use self::process::ProcessStats;
 pub use self::snapshot::{
-    BatcherSnapshot, HealthStats, MemoryPoolSnapshot, MemoryStats, ModelInfo, ModelStats, NodePoolSnapshot,
-    PerformanceMetrics, PerformanceSnapshot, QueueStats, Recent, Stats, Totals,
+    BatcherSnapshot, CandidateInfo, ChangeError, HealthStats, MemoryPoolSnapshot, MemoryStats, ModelInfo, ModelStats,
+    NodePoolSnapshot, PerformanceMetrics, PerformanceSnapshot, QueueStats, Recent, Stats, Totals, TrialStats,
+    VersionInfo,
 };
 use crate::clock;
 use crate::record::{ErrorCode, Priority};
@@ -79,6 +80,7 @@ pub struct Metrics {
     pub partitions_assigned: IntGauge,
     /// 1 while no broker can be reached.
     pub broker_away: IntGauge,
+    model_changes: IntCounterVec,
     /// The result cache.
     pub cache: CacheMetrics,
     /// How far the partitions are behind.
@@ -223,6 +225,11 @@ impl Metrics {
             rebalances: make.counter("forebay_rebalances_total", "Times that partitions were assigned or revoked"),
             partitions_assigned: make.gauge("forebay_partitions_assigned", "Partitions assigned now"),
             broker_away: make.gauge("forebay_broker_away", "1 while no broker can be reached"),
+            model_changes: make.counters(
+                "forebay_model_changes_total",
+                "Reloads, promotions and rollbacks that another version or candidate came of, and those that were refused",
+                &["model", "outcome"],
+            ),
             cache: CacheMetrics::new(&make),
             lags: Lags::default(),
             pauses: Pauses::new(),
@@ -241,6 +248,11 @@ impl Metrics {
         }
         let new = || Arc::new(ModelMetrics::new(self.requests_scored.with_label_values(&[name])));
         Arc::clone(self.models.write().entry(name.to_owned()).or_insert_with(new))
+    }
+
+    /// A model's version was changed, or should have been.
+    pub fn model_change(&self, model: &str, changed: bool) {
+        self.model_changes.with_label_values(&[model, if changed { "changed" } else { "refused" }]).inc();
     }
 
     /// A request ended in an error. The model's name is empty when it never came to one.

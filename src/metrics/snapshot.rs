@@ -224,7 +224,7 @@ pub struct Recent {
 }
 
 /// A model in service, as `/models` tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// Its name.
     pub name: String,
@@ -242,6 +242,72 @@ pub struct ModelInfo {
     pub features: Vec<String>,
     /// Scores a row.
     pub outputs: usize,
+    /// Where its file was read; empty for a model that came from none.
+    pub path: String,
+    /// When it was put in service, as RFC 3339 has it.
+    pub loaded_at: String,
+    /// How long reading, parsing, validating and warming it up took.
+    pub load_ms: f64,
+    /// The version that a rollback brings back.
+    pub previous: Option<VersionInfo>,
+    /// The version that is tried beside it.
+    pub candidate: Option<CandidateInfo>,
+    /// Why the last change of it failed; `None` when it did not.
+    pub last_error: Option<ChangeError>,
+}
+
+/// A version that is not the one in service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionInfo {
+    /// Which load of that name it is, from 1.
+    pub version: u32,
+    /// SHA-256 of its file.
+    pub sha256: String,
+    /// Where its file was read.
+    pub path: String,
+}
+
+/// A version on trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CandidateInfo {
+    /// The version.
+    #[serde(flatten)]
+    pub version: VersionInfo,
+    /// `canary`: it answers its share; `shadow`: it is compared only.
+    pub mode: String,
+    /// Its share of the requests, 0 to 1.
+    pub share: f64,
+    /// What the trial came to so far.
+    #[serde(flatten)]
+    pub stats: TrialStats,
+}
+
+/// What a trial came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrialStats {
+    /// Requests that the candidate scored or failed on.
+    pub requests: u64,
+    /// Requests that it failed on.
+    pub failed: u64,
+    /// Rows that both versions scored.
+    pub compared_rows: u64,
+    /// Rows of which an output differs.
+    pub differing_rows: u64,
+    /// Rows of which the class differs: the largest of several outputs, the side of one half for a single one.
+    pub changed_rows: u64,
+    /// Mean over the rows of the largest difference of an output.
+    pub difference_mean: f64,
+    /// The largest difference of an output.
+    pub difference_max: f64,
+}
+
+/// Why a change of a model failed. What was in service still is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeError {
+    /// When, as RFC 3339 has it.
+    pub at: String,
+    /// Why, and what to do about it.
+    pub message: String,
 }
 
 /// A model in service, with what it does.

@@ -21,6 +21,12 @@ fn sights() -> Sights {
         sha256: "ab".to_owned(),
         features: vec!["a".to_owned(), "b".to_owned()],
         outputs: 1,
+        path: "m.txt".to_owned(),
+        loaded_at: "2026-11-23T21:00:00.000Z".to_owned(),
+        load_ms: 12.5,
+        previous: None,
+        candidate: None,
+        last_error: None,
     };
     Sights {
         pool: MemoryPoolSnapshot::new(&[

@@ -320,6 +320,7 @@ pub struct LoadedModel {
     schema: ModelSchema,
     compiled: bool,
     native: bool,
+    own_threads: Option<NonZeroU32>,
     scorers: Vec<Mutex<Box<dyn Scorer>>>,
     /// One more, so that a validation disturbs no score thread. A model with threads of its own has none: there a scorer is
     /// a process, and a thread that waits for a validation starves nobody else.
@@ -327,11 +328,13 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Makes a scorer for each of `threads` score threads, and validates the model.
+    /// Makes a scorer for each of `threads` score threads, or of the model's own, and validates the model.
     ///
     /// # Errors
     /// [`ModelError::Refused`] when the model's library cannot make one, or the model fails its validation.
     pub fn new(name: &str, version: u32, sha256: &str, model: &dyn Model, threads: usize) -> Result<Self, ModelError> {
+        let own_threads = model.own_threads();
+        let threads = own_threads.map_or(threads, |own| own.get() as usize);
         let scorers = (0..threads).map(|_| model.scorer().map(Mutex::new)).collect::<Result<_, _>>()?;
         let needs_spare = model.own_threads().is_none() || threads == 0;
         let spare = needs_spare.then(|| model.scorer().map(Mutex::new)).transpose()?;
@@ -342,6 +345,7 @@ impl LoadedModel {
             schema: model.schema().clone(),
             compiled: model.is_compiled(),
             native: model.runs_native_code(),
+            own_threads,
             scorers,
             spare,
         };
@@ -425,12 +429,25 @@ impl LoadedModel {
             sha256: self.sha256.clone(),
             features: self.schema.feature_names.clone(),
             outputs: self.schema.outputs,
+            path: String::new(),
+            loaded_at: String::new(),
+            load_ms: 0.0,
+            previous: None,
+            candidate: None,
+            last_error: None,
         }
     }
 
-    /// The scorer of one score thread. Each thread uses its own, so the lock is never waited for.
+    /// How many threads of its own score it; `None`: the score threads do.
+    #[must_use]
+    pub fn own_threads(&self) -> Option<NonZeroU32> {
+        self.own_threads
+    }
+
+    /// The scorer of one thread. Each uses its own, so the lock is never waited for, but where a slot's versions are made for
+    /// different numbers of threads.
     pub fn scorer(&self, thread: usize) -> MutexGuard<'_, Box<dyn Scorer>> {
-        self.scorers[thread].lock()
+        self.scorers[thread % self.scorers.len()].lock()
     }
 }
 

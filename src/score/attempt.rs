@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::Queued;
 #[cfg(feature = "failpoints")]
 use super::failpoints;
-use super::matrix::Matrix;
+use super::matrix::{Matrix, NodePools};
 use crate::batch::Entry;
-use crate::model::{Rows, ScoreError, Scorer};
+use crate::model::{ModelSchema, Rows, ScoreError, Scorer};
 use crate::record::{ErrorCode, Reject};
 
 /// For each request of a batch its first row in the scores, or why it has none.
@@ -19,9 +19,11 @@ pub(super) fn features_of(entry: &Entry<Queued>) -> &[f64] {
     ticket.request().work.as_ref().map_or(&[], |work| ticket.chunk.rows(work))
 }
 
-/// Gives each request its first row in the matrix, and counts the rows. A request decoded for another width (the model
-/// was swapped meanwhile) is refused.
-pub(super) fn lay_out(batch: &[Entry<Queued>], width: usize) -> (Outcomes, usize) {
+/// Puts the rows of all requests into a matrix for a model of that schema, and gives each its first row there. A request
+/// decoded for another width (the model was swapped meanwhile) is refused, and so is one with a value that the model
+/// cannot take.
+pub(super) fn lay_out(batch: &[Entry<Queued>], schema: &ModelSchema, pools: &NodePools) -> (Matrix, Outcomes) {
+    let width = schema.width();
     let mut rows = 0;
     let outcomes = batch.iter().map(|entry| {
         let wide = entry.rows as usize * width;
@@ -32,8 +34,16 @@ pub(super) fn lay_out(batch: &[Entry<Queued>], width: usize) -> (Outcomes, usize
         rows += entry.rows as usize;
         Ok(rows - entry.rows as usize)
     });
-    let outcomes = outcomes.collect();
-    (outcomes, rows)
+    let mut outcomes: Outcomes = outcomes.collect();
+    let mut matrix = Matrix::new(pools, schema.row_type, rows, width);
+    for (entry, outcome) in batch.iter().zip(&mut outcomes) {
+        if let Ok(first) = outcome
+            && let Err(reject) = matrix.put(*first, features_of(entry))
+        {
+            *outcome = Err(reject);
+        }
+    }
+    (matrix, outcomes)
 }
 
 /// Scores a batch. Returns the places of the requests that failed transiently and may be tried again, in order; their
@@ -53,7 +63,7 @@ pub(super) fn score(
 
 /// A model that panics must not take the score thread with it.
 #[cfg_attr(not(feature = "failpoints"), expect(unused_variables, reason = "only fail points look at the requests"))]
-fn score_caught(
+pub(super) fn score_caught(
     scorer: &mut dyn Scorer,
     batch: &[Entry<Queued>],
     rows: Rows<'_>,

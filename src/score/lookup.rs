@@ -18,7 +18,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use self::in_flight::InFlight;
 use super::attempt::{Outcomes, features_of};
@@ -43,13 +43,10 @@ pub(crate) struct ResultCache {
     in_flight: InFlight<Entry<Queued>>,
     secret: Secret,
     policy: CachePolicy,
-    /// By slot. `None` where nothing is looked up.
-    admitted: RwLock<Vec<Option<Arc<Admitted>>>>,
 }
 
 /// A model version whose requests are looked up.
-struct Admitted {
-    version: u32,
+pub(super) struct Admitted {
     keys: RowHasher,
     /// `None`: all are.
     looking: Option<Mutex<LookPolicy>>,
@@ -65,13 +62,12 @@ impl ResultCache {
             in_flight: InFlight::new(),
             secret: Secret::new(secret),
             policy,
-            admitted: RwLock::default(),
         })
     }
 
-    /// Makes keys for a version that is put in service in that slot. With `auto` both are timed first, scoring and
+    /// Makes keys for a version that is put in service in that slot; `None` where nothing is looked up. With `auto` both are timed first, scoring and
     /// looking up, and what is not the dearer one is said.
-    pub(super) fn admit(&self, id: ModelId, model: &LoadedModel) {
+    pub(super) fn admit(&self, id: ModelId, model: &LoadedModel) -> Option<Arc<Admitted>> {
         let (schema, slot) = (model.schema(), id.0 as usize);
         // No two loads of an engine share slot and version; what else makes scores is there for the reader's peace.
         let (row_type, width, outputs) = (schema.row_type, schema.width(), schema.outputs);
@@ -83,12 +79,7 @@ impl ResultCache {
         } else {
             Some(None)
         };
-        let admitted = admitted.map(|looking| Arc::new(Admitted { version: model.version(), keys, looking }));
-        let mut slots = self.admitted.write();
-        if slots.len() <= slot {
-            slots.resize_with(slot + 1, || None);
-        }
-        slots[slot] = admitted;
+        admitted.map(|looking| Arc::new(Admitted { keys, looking }))
     }
 
     /// What scoring a row costs, in nanoseconds, if looking it up costs less.
@@ -110,14 +101,6 @@ impl ResultCache {
             "timed a lookup against scoring a row in a batch of 64"
         );
         cheaper.then_some(batched)
-    }
-
-    /// The keys of that version, if it is the one that was admitted last.
-    fn admitted(&self, id: ModelId, model: &LoadedModel) -> Option<Arc<Admitted>> {
-        let slots = self.admitted.read();
-        let admitted = slots.get(id.0 as usize)?.as_ref()?;
-        // While a new version is put in service, batches of the old one pass by the cache.
-        (admitted.version == model.version()).then(|| Arc::clone(admitted))
     }
 }
 
@@ -197,8 +180,8 @@ impl Scheduler {
         started: Instant,
     ) -> (Vec<Entry<Queued>>, Option<Leads<'a>>) {
         let Some(cache) = self.cache.as_ref().filter(|_| !turn.suspect) else { return (batch, None) };
-        let Some(admitted) = cache.admitted(turn.id, turn.model) else { return (batch, None) };
-        let (look, schema) = (admitted.look(), turn.model.schema());
+        let Some(admitted) = turn.admitted().cloned() else { return (batch, None) };
+        let (look, schema) = (admitted.look(), turn.model().schema());
         let mut leads =
             Leads { scheduler: self, cache, admitted, id: turn.id, keys: Vec::new(), ended: 0, seen: Seen::default() };
         let (mut hits, mut rest) = (Hits::default(), Vec::with_capacity(batch.len()));
@@ -241,7 +224,7 @@ impl Scheduler {
         self.metrics.cache.add((hits.entries.len(), joined, misses), std::mem::take(&mut leads.seen.tally));
         if !hits.entries.is_empty() {
             let Hits { entries, outcomes, scores } = hits;
-            let (outputs, model) = (schema.outputs, Some(Arc::clone(turn.model)));
+            let (outputs, model) = (schema.outputs, Some(Arc::clone(turn.model())));
             let scored = Scored { outcomes, scores, outputs, model, batch_size: 0, started, cache_hit: true };
             self.hand_back(entries, scored, Duration::ZERO);
         }
@@ -258,10 +241,11 @@ impl Scheduler {
         let now = clock::now();
         for mut entry in followers {
             entry.item.alone = true;
-            state.lanes[id.0 as usize].put_back(entry, now);
+            state.lanes[id.0 as usize].batcher.put_back(entry, now);
         }
+        let crew = state.lanes[id.0 as usize].crew.clone();
         drop(state);
-        self.work.notify_one();
+        crew.as_deref().unwrap_or(&self.work).notify_one();
         self.deadlines.notify_one();
     }
 }

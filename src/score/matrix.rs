@@ -46,6 +46,11 @@ impl Pools {
         &self.nodes[self.of_thread[thread]]
     }
 
+    /// Score threads that have buffers.
+    pub(super) fn threads(&self) -> usize {
+        self.of_thread.len()
+    }
+
     pub(crate) fn snapshot(&self) -> MemoryPoolSnapshot {
         let stats = self.nodes.iter().map(|pools| {
             let both = [pools.f32.get_stats(), pools.f64.get_stats()];

@@ -73,7 +73,7 @@ fn measure(kafka: &Kafka, rows: &[String], name: &str, title: &str, toml: impl F
 
     let config = Config::from_toml(&toml(name), "bench.toml", repository(), &ProcessEnvironment).unwrap();
     let stop = Arc::new(Stop::default());
-    let worker = Worker::start(&config, Arc::clone(&stop)).unwrap();
+    let worker = Worker::start(&config, None, Arc::clone(&stop)).unwrap();
     let metrics = Arc::clone(worker.engine().metrics());
     let model = metrics.model("higgs");
     let [before, after] = MIDDLE.map(|hundredth| {

@@ -163,7 +163,7 @@ fn found(engine: &InferenceEngine) -> [u64; 3] {
     [cache.hits.get(), cache.misses.get(), cache.joined.get()]
 }
 
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     for _ in 0..20_000 {
         if is_so() {
             return;

@@ -41,7 +41,7 @@ impl InProcess {
     pub(super) fn start(toml: &Path) -> anyhow::Result<Self> {
         let config = Config::from_file(toml, &Overrides::default())?;
         let stop = Arc::new(Stop::default());
-        Ok(Self { worker: Worker::start(&config, Arc::clone(&stop))?, stop })
+        Ok(Self { worker: Worker::start(&config, None, Arc::clone(&stop))?, stop })
     }
 
     pub(super) fn stop(self) -> anyhow::Result<()> {

@@ -12,7 +12,8 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
-use crate::model::Backend;
+use crate::model::{Backend, ModelType};
+use crate::score::{Trial, TrialMode};
 
 /// An environment out of two tables, on a host named "box".
 pub(super) struct Fake {
@@ -97,6 +98,8 @@ compile_model = "auto"
 sha256 = ""
 trusted = false
 enable_model_quantization = false
+reload = "off"
+candidate = []
 [model.batch]
 batch_size_max = 1024
 preferred_sizes = []
@@ -124,6 +127,7 @@ bytes_max = "64MiB"
 ttl = "60s"
 [admin]
 listen = "127.0.0.1:9640"
+token = ""
 [log]
 format = "text"
 level = "info"
@@ -183,6 +187,16 @@ sha256 = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f"
 [[model]]
 name = "second"
 path = "second.txt"
+reload = "watch"
+[[model.candidate]]
+path = "third.pkl"
+mode = "canary"
+share = 0.25
+type = "sklearn"
+compile_model = true
+sha256 = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+trusted = true
+enable_model_quantization = true
 [model.batch]
 batch_size_max = 8
 preferred_sizes = [8, 4]
@@ -219,6 +233,7 @@ bytes_max = "1KiB"
 ttl = "1ms"
 [admin]
 listen = "[::1]:0"
+token = "${SECRET}"
 [log]
 format = "json"
 level = "debug"
@@ -312,6 +327,13 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
     assert_eq!([Backend::Reference, Backend::Auto], [0, 1].map(|at: usize| config.models[at].load.backend));
     assert!(config.models[0].load.trusted && config.models[0].load.quantize);
+    assert_eq!([Reload::Off, Reload::Watch], [0, 1].map(|at: usize| config.models[at].reload));
+    let candidate = config.models[1].candidate.as_ref().unwrap();
+    assert_eq!(candidate.path, Path::new("/etc/forebay/third.pkl"));
+    assert_eq!(candidate.trial, Trial { mode: TrialMode::Canary, share: 0.25 });
+    assert_eq!((candidate.load.model_type, candidate.load.backend), (Some(ModelType::Sklearn), Backend::Compiled));
+    assert!(candidate.load.trusted && candidate.load.quantize && candidate.sha256 == config.models[0].sha256);
+    assert_eq!(config.admin.token.as_ref().map(ClientValue::expose), Some("hunter2"));
     assert_eq!(config.models[1].batch.priority_default.get(), 1);
     let policy = &config.models[1].batch.policy;
     assert_eq!((policy.queue_delay, policy.priority_aging), (QueueDelay::Adaptive, None));
@@ -343,6 +365,7 @@ fn a_dump_reads_back_as_the_same_config() {
                 *value = config.kafka.client[key].clone();
             }
         }
+        again.admin.token = config.admin.token.clone();
         assert_eq!(again, config);
     }
 }
