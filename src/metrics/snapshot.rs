@@ -243,10 +243,13 @@ pub struct ModelInfo {
     /// Scores a row.
     pub outputs: usize,
     /// Where its file was read; empty for a model that came from none.
+    #[serde(default)]
     pub path: String,
     /// When it was put in service, as RFC 3339 has it.
+    #[serde(default)]
     pub loaded_at: String,
     /// How long reading, parsing, validating and warming it up took.
+    #[serde(default)]
     pub load_ms: f64,
     /// The version that a rollback brings back.
     pub previous: Option<VersionInfo>,
