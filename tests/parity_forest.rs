@@ -1,7 +1,7 @@
-//! Every model of `tests/models_forest.py`, read and scored here, against its own library's numbers of the same run:
-//! margins bit for bit, predictions within 2 units in the last place, in one batch and row by row.
+//! Every model of `tests/models_forest.py` and `tests/models_treelite.py`, read and scored here, against its own
+//! library's numbers of the same run: margins bit for bit, predictions within 2 units in the last place, in one batch and row by row.
 //!
-//! The script wrote to target/models, or to the folder that `FOREST_MODELS` names.
+//! The scripts wrote to target/models, or to the folder that `FOREST_MODELS` names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ const LINK_ULPS_MAX: u64 = 2;
 struct Entry {
     name: String,
     library: String,
+    /// `f32` or `f64`; XGBoost's are f32, `LightGBM`'s f64.
+    numbers: Option<String>,
     files: Vec<String>,
     features: usize,
     outputs: usize,
@@ -28,12 +30,21 @@ struct Entry {
 
 #[test]
 fn models_score_as_their_own_libraries() {
+    check("forest", 40);
+}
+
+#[test]
+fn checkpoints_score_as_treelite_scores_them() {
+    check("treelite", 70);
+}
+
+fn check(script: &str, count_min: usize) {
     let folder = models();
-    let path = folder.join("index-forest.json");
+    let path = folder.join(format!("index-{script}.json"));
     let index = fs::read(&path);
-    let index = index.unwrap_or_else(|error| panic!("{}: {error}; tests/models_forest.py makes it", path.display()));
+    let index = index.unwrap_or_else(|error| panic!("{}: {error}; tests/models_{script}.py makes it", path.display()));
     let index: Vec<Entry> = serde_json::from_slice(&index).expect("a list of models");
-    assert!(index.len() >= 40, "{} models", index.len());
+    assert!(index.len() >= count_min, "{} models", index.len());
     let mut wrong = Vec::new();
     println!(
         "{:32} {:>6} {:>6} {:>8} {:>7}  margins  worst link, ulp",
@@ -66,7 +77,11 @@ fn models() -> PathBuf {
 /// The worst difference of a prediction, in units in the last place.
 fn compare(folder: &Path, entry: &Entry, file: &str) -> Result<u64, String> {
     let bytes = fs::read(folder.join(file)).map_err(|error| error.to_string())?;
-    let format = if entry.library == "xgboost" { Format::XGBoost } else { Format::LightGbm };
+    let format = match entry.library.as_str() {
+        "xgboost" => Format::XGBoost,
+        "treelite" => Format::Treelite,
+        _ => Format::LightGbm,
+    };
     let model = read(format, &bytes).map_err(|error| error.to_string())?;
     let rows = rows(&folder.join("rows.jsonl"));
     if rows.len() != entry.rows * entry.features {
@@ -145,7 +160,7 @@ fn score(
 }
 
 fn is_single(entry: &Entry) -> bool {
-    entry.library == "xgboost"
+    entry.numbers.as_ref().map_or(entry.library == "xgboost", |numbers| numbers == "f32")
 }
 
 fn is_nan(bits: u64, entry: &Entry) -> bool {

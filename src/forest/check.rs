@@ -3,7 +3,11 @@
 
 use thiserror::Error;
 
-use super::{Body, CategorySet, Child, Comparison, Float, Forest, ForestParts, Leaves, LinearLeaves, Link, Test, Tree};
+use super::column::{MISSING_CATEGORY, NO_CATEGORY};
+use super::{
+    Body, CategoryRule, CategorySet, Child, Comparison, Float, Forest, ForestParts, Leaves, LinearLeaves, Link, Test,
+    Tree,
+};
 
 /// The largest model that is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +67,9 @@ pub enum Flaw {
         /// What it needs.
         why: &'static str,
     },
+    /// A linear model starts from its base.
+    #[error("a linear model's base cannot come last")]
+    LinearBase,
     /// A flaw of one tree.
     #[error("tree {tree}: {flaw}")]
     Tree {
@@ -172,6 +179,14 @@ pub enum TreeFlaw {
     /// A list of categories is not strictly ascending.
     #[error("category set {0} is not in ascending order")]
     SetOrder(usize),
+    /// A category that stands for something else in a column.
+    #[error("split {node}: a set with category {category}, the greatest must be below 4294967294")]
+    SetNumber {
+        /// The split.
+        node: usize,
+        /// The category.
+        category: u32,
+    },
     /// A child that does not exist.
     #[error("split {node}: its {side} child is {child:?}, the tree has {splits} splits and {leaves} leaves")]
     Dangling {
@@ -210,6 +225,9 @@ impl ForestParts {
         check_size("features", self.features as usize, LIMITS.features as usize)?;
         check_size("outputs", self.outputs as usize, LIMITS.outputs as usize)?;
         check_length("base", self.base.len(), self.outputs as usize)?;
+        if !self.divisors.is_empty() {
+            check_length("divisors", self.divisors.len(), self.outputs as usize)?;
+        }
         if let Some(&value) = self.base.iter().find(|base| !base.is_finite()) {
             return Err(Flaw::NotFinite { what: "base", value });
         }
@@ -218,6 +236,9 @@ impl ForestParts {
             Body::Linear { weights, bias } => {
                 check_length("weights", weights.len(), self.features as usize * self.outputs as usize)?;
                 check_length("bias", bias.len(), self.outputs as usize)?;
+                if self.base_last {
+                    return Err(Flaw::LinearBase);
+                }
             }
         }
         check_link(&self)?;
@@ -236,6 +257,11 @@ fn check_length(what: &'static str, count: usize, expected: usize) -> Result<(),
 fn check_link(parts: &ForestParts) -> Result<(), Flaw> {
     let refuse = |why| Err(Flaw::Link { link: parts.link, why });
     match parts.link {
+        Link::Logistic { slope } if !slope.is_finite() => Err(Flaw::NotFinite { what: "sigmoid_alpha", value: slope }),
+        Link::Exp2Ratio { ratio } if !ratio.is_finite() => Err(Flaw::NotFinite { what: "ratio_c", value: ratio }),
+        Link::SoftmaxSingle { group } if group == 0 || !parts.outputs.is_multiple_of(group) => {
+            refuse("the outputs are no whole number of its groups")
+        }
         Link::Sigmoid { slope } if !slope.is_finite() => Err(Flaw::NotFinite { what: "sigmoid", value: slope }),
         #[expect(clippy::float_cmp, reason = "exactly 1 is what the f32 formula computes")]
         Link::Sigmoid { slope } if parts.sum_type == Float::F32 && slope != 1.0 => refuse("a slope needs f64 sums"),
@@ -306,6 +332,12 @@ fn check_splits(parts: &ForestParts, tree: &Tree) -> Result<(), TreeFlaw> {
             }
             Test::Category { set, .. } if set as usize >= tree.sets.len() => {
                 return Err(TreeFlaw::Set { node, set, sets: tree.sets.len() });
+            }
+            Test::Category { set, rule: CategoryRule::Treelite { .. } } => {
+                let set = &tree.sets[set as usize];
+                if let Some(category) = [MISSING_CATEGORY, NO_CATEGORY].into_iter().find(|&id| set.contains(id)) {
+                    return Err(TreeFlaw::SetNumber { node, category });
+                }
             }
             _ => {}
         }

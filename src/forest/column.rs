@@ -36,6 +36,8 @@ pub(super) enum Reading {
     Number { missing: Missing, default_left: bool },
     /// Only whether it is missing: `x < -inf` holds for none, yet missing values may go left there.
     Presence { missing: Missing, default_left: bool },
+    /// Only whether it is this number, by its bits; NaN goes to the default side.
+    Equal { bits: u64, default_left: bool },
     /// The bits of a category's number, [`NO_CATEGORY`] or [`MISSING_CATEGORY`].
     Category(CategoryRule),
 }
@@ -117,8 +119,15 @@ impl Columns {
                         stand_in(default_left)
                     }));
                 }
+                (Reading::Equal { bits, default_left }, _) => {
+                    out.copy_from_slice(&values.map(|value| {
+                        let value = self.read(value);
+                        stand_in(if value.is_nan() { default_left } else { value == f64::from_bits(bits) })
+                    }));
+                }
                 (Reading::Category(rule), _) => {
-                    out.copy_from_slice(&values.map(|value| f32::from_bits(category(self.read(value), rule))));
+                    let category = |value: V| category(self.read(value), rule, self.narrows);
+                    out.copy_from_slice(&values.map(|value| f32::from_bits(category(value))));
                 }
             }
         }
@@ -182,11 +191,16 @@ fn ranks<const LANES: usize>(thresholds: &[f64], values: [f64; LANES]) -> [usize
 
 #[expect(clippy::cast_possible_truncation, reason = "the cut is what the library does; the guards leave it in range")]
 #[expect(clippy::cast_sign_loss, reason = "negative values have been sorted out")]
-fn category(value: f64, rule: CategoryRule) -> u32 {
+fn category(value: f64, rule: CategoryRule, narrows: bool) -> u32 {
+    let last = if narrows { 16_777_216.0 } else { 4_294_967_295.0 };
     match rule {
-        CategoryRule::XGBoost if value.is_nan() => MISSING_CATEGORY,
+        CategoryRule::XGBoost | CategoryRule::Treelite { .. } if value.is_nan() => MISSING_CATEGORY,
         CategoryRule::XGBoost if (0.0..16_777_216.0).contains(&value) => value as u32,
         CategoryRule::LightGBM if value > -1.0 && value < 2_147_483_648.0 => value as u32,
+        // No set holds the two numbers that stand for something else here: the check refuses them.
+        CategoryRule::Treelite { .. } if (0.0..=last).contains(&value) && value < f64::from(MISSING_CATEGORY) => {
+            value as u32
+        }
         _ => NO_CATEGORY,
     }
 }
@@ -232,6 +246,11 @@ impl Planner {
 
     /// The column of a category split.
     pub(super) fn category(&mut self, feature: u32, rule: CategoryRule) -> u32 {
+        // Which side the set is on is the split's matter.
+        let rule = match rule {
+            CategoryRule::Treelite { .. } => CategoryRule::Treelite { holds_left: true },
+            other => other,
+        };
         self.column(Column { feature, reading: Reading::Category(rule) })
     }
 
@@ -261,8 +280,19 @@ impl Planner {
         Question { column, threshold }
     }
 
+    /// The column and threshold of an equality split.
+    pub(super) fn equal(&mut self, feature: u32, default_left: bool, value: f64) -> Question {
+        // -0 and +0 are one number.
+        let bits = (value + 0.0).to_bits();
+        let column = self.column(Column { feature, reading: Reading::Equal { bits, default_left } });
+        Question { column, threshold: f64::NEG_INFINITY }
+    }
+
     fn column(&mut self, column: Column) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "features are at most 2^20, readings of one fewer than 16")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "features are at most 2^20, splits below 2^27, readings of one few"
+        )]
         let next = self.columns.len() as u32;
         *self.index.entry(column).or_insert_with(|| {
             self.columns.push(column);

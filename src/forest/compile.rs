@@ -71,9 +71,14 @@ fn ask(split: &Split, places: &[(u32, u32, bool)], planner: &mut Planner, sets: 
         Test::Number { threshold, comparison, missing } => {
             Asked::Number(planner.number(split.feature, split.default_left, (threshold, comparison, missing)))
         }
+        Test::Equal { value } => Asked::Number(planner.equal(split.feature, split.default_left, value)),
         Test::Category { set, rule } => {
             let (start, count, is_sorted) = places[set as usize];
-            let holds_left = rule == CategoryRule::LightGBM;
+            let holds_left = match rule {
+                CategoryRule::XGBoost => false,
+                CategoryRule::LightGBM => true,
+                CategoryRule::Treelite { holds_left } => holds_left,
+            };
             let set = sets.push(Set { start, count, is_sorted, holds_left, missing_left: split.default_left });
             Asked::Category { column: planner.category(split.feature, rule), set }
         }

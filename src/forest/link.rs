@@ -8,7 +8,12 @@ pub(super) fn apply_f32(link: Link, row: &mut [f32]) {
     match link {
         Link::Identity => {}
         Link::Sigmoid { .. } => row.iter_mut().for_each(|x| *x = sigmoid_f32(*x)),
+        #[expect(clippy::cast_possible_truncation, reason = "the file holds an f32")]
+        Link::Logistic { slope } => row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-(slope as f32) * *x).exp())),
         Link::Softmax => softmax_f32(row),
+        Link::SoftmaxSingle { group } => row.chunks_exact_mut(group as usize).for_each(softmax_single_f32),
+        #[expect(clippy::cast_possible_truncation, reason = "the file holds an f32")]
+        Link::Exp2Ratio { ratio } => row.iter_mut().for_each(|x| *x = (-*x / ratio as f32).exp2()),
         Link::ArgMax => {
             let best = arg_max(row);
             row[0] = best as f32;
@@ -30,8 +35,12 @@ pub(super) fn apply_f32(link: Link, row: &mut [f32]) {
 pub(super) fn apply_f64(link: Link, row: &mut [f64]) {
     match link {
         Link::Identity | Link::ExpectileSteps => {}
-        Link::Sigmoid { slope } => row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-slope * *x).exp())),
+        Link::Sigmoid { slope } | Link::Logistic { slope } => {
+            row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-slope * *x).exp()))
+        }
         Link::Softmax => softmax_f64(row),
+        Link::SoftmaxSingle { group } => row.chunks_exact_mut(group as usize).for_each(softmax_single_f64),
+        Link::Exp2Ratio { ratio } => row.iter_mut().for_each(|x| *x = (-*x / ratio).exp2()),
         Link::ArgMax => {
             let best = arg_max(row);
             row[0] = best as f64;
@@ -83,6 +92,30 @@ fn softmax_f64(row: &mut [f64]) {
     for x in row {
         *x /= sum;
     }
+}
+
+/// Treelite's `softmax` of an f32 model: NaN is never the greater.
+#[expect(clippy::cast_possible_truncation, reason = "the library rounds the sum to f32")]
+fn softmax_single_f32(row: &mut [f32]) {
+    let max = row[1..].iter().fold(row[0], |max, &x| if x > max { x } else { max });
+    let mut sum = 0.0_f64;
+    for x in row.iter_mut() {
+        *x = (*x - max).exp();
+        sum += f64::from(*x);
+    }
+    row.iter_mut().for_each(|x| *x /= sum as f32);
+}
+
+/// Treelite's `softmax` of an f64 model: the greatest margin, each power and the sum are rounded to f32.
+#[expect(clippy::cast_possible_truncation, reason = "the library rounds them to f32")]
+fn softmax_single_f64(row: &mut [f64]) {
+    let max = row[1..].iter().fold(row[0] as f32, |max, &x| if x > f64::from(max) { x as f32 } else { max });
+    let mut sum = 0.0_f64;
+    for x in row.iter_mut() {
+        *x = f64::from((*x - f64::from(max)).exp() as f32);
+        sum += *x;
+    }
+    row.iter_mut().for_each(|x| *x /= f64::from(sum as f32));
 }
 
 fn arg_max<T: PartialOrd>(row: &[T]) -> usize {

@@ -44,8 +44,11 @@ pub struct ForestParts {
     /// What each margin's sum starts from, as a margin (XGBoost: `base_score` through the inverse link; `LightGBM`: 0).
     /// As many as outputs.
     pub base: Vec<f64>,
-    /// A finished sum is divided by this: the number of iterations of `LightGBM`'s random-forest mode. None elsewhere.
-    pub divisor: Option<NonZeroU32>,
+    /// The sum starts from 0, and the base is added last, in f64: Treelite, ONNX Runtime. Trees only.
+    pub base_last: bool,
+    /// A finished sum is divided by its output's, before a base that comes last: the number of iterations of `LightGBM`'s
+    /// random-forest mode, the trees of an averaged output. As many as outputs, or none.
+    pub divisors: Vec<NonZeroU32>,
     /// From margins to predictions.
     pub link: Link,
 }
@@ -124,6 +127,11 @@ pub enum Test {
         /// What counts as missing.
         missing: Missing,
     },
+    /// A value against another, yes is left; NaN takes the default side. Treelite, ONNX.
+    Equal {
+        /// NaN equals nothing.
+        value: f64,
+    },
     /// A category against a set.
     Category {
         /// Index in [`Tree::sets`].
@@ -153,7 +161,7 @@ pub enum Missing {
     NaN,
 }
 
-/// What a category split makes of a value. Both cut the fraction off towards 0.
+/// What a category split makes of a value. All cut the fraction off towards 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CategoryRule {
     /// In the set goes RIGHT (one-hot: a set of one). NaN takes the default side; negative, 2^24 and more, and not in
@@ -162,6 +170,11 @@ pub enum CategoryRule {
     /// In the set goes LEFT, everything else right: NaN, -1 and less, 2^31 and more. (-1, 0) is category 0. The default
     /// side is not looked at.
     LightGBM,
+    /// NaN takes the default side. Negative, and above 2^24 (rows of f32) or 2^32 - 1 (of f64) is in no set.
+    Treelite {
+        /// In the set goes left, everything else right; else the other way round.
+        holds_left: bool,
+    },
 }
 
 /// A set of categories.
@@ -239,10 +252,25 @@ pub enum Link {
         /// `LightGBM`'s `sigmoid` parameter, else 1.
         slope: f64,
     },
+    /// 1 / (1 + e^(-slope * x)) of each output, with nothing cut: Treelite's `sigmoid` and `multiclass_ova`.
+    Logistic {
+        /// `sigmoid_alpha`, an f32.
+        slope: f64,
+    },
     /// e^(x - max) / sum: multi:softprob, multiclass.
     Softmax,
+    /// The same of each `group` of outputs, through f32 in f64 too: Treelite's `softmax`.
+    SoftmaxSingle {
+        /// Classes of a target.
+        group: u32,
+    },
     /// The index of the largest margin, the first of equals: multi:softmax. One number a row.
     ArgMax,
+    /// 2^(-x / ratio): Treelite's `exponential_standard_ratio`, of isolation forests.
+    Exp2Ratio {
+        /// `ratio_c`, an f32.
+        ratio: f64,
+    },
     /// e^x: count:poisson, reg:gamma, reg:tweedie, survival:cox, survival:aft, poisson, gamma, tweedie.
     Exp,
     /// ln(1 + e^x): `cross_entropy_lambda`.

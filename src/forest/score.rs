@@ -19,7 +19,8 @@ pub struct Compiled {
     columns: Columns,
     sums: Sums,
     base: Vec<f64>,
-    divisor: Option<NonZeroU32>,
+    base_last: bool,
+    divisors: Vec<NonZeroU32>,
     link: Link,
 }
 
@@ -96,7 +97,8 @@ impl Compiled {
             columns,
             sums,
             base: parts.base.clone(),
-            divisor: parts.divisor,
+            base_last: parts.base_last,
+            divisors: parts.divisors.clone(),
             link: parts.link,
         }
     }
@@ -200,16 +202,11 @@ impl Compiled {
             rows.chunks(Kernel::<S>::ROWS_MAX * features).zip(results.chunks_mut(Kernel::<S>::ROWS_MAX * width));
         for (rows, results) in blocks {
             sums.clear();
-            let base = self.base.iter().map(|&base| S::from_f64(base));
+            let base = self.base.iter().map(|&base| S::from_f64(if self.base_last { 0.0 } else { base }));
             (0..rows.len() / features).for_each(|_| sums.extend(base.clone()));
             kernel.sum(Rows { values: rows, features, columns: &self.columns }, scratch, &mut sums);
             for (sums, results) in sums.chunks_exact_mut(outputs).zip(results.chunks_exact_mut(width)) {
-                if let Some(divisor) = self.divisor {
-                    let divisor = S::from_f64(f64::from(divisor.get()));
-                    for sum in sums.iter_mut() {
-                        *sum = *sum / divisor;
-                    }
-                }
+                self.finish(sums);
                 if stage == Stage::Predictions {
                     S::apply(self.link, sums);
                 }
@@ -218,6 +215,20 @@ impl Compiled {
         }
         *S::buffer(scratch) = sums;
         Ok(())
+    }
+}
+
+impl Compiled {
+    /// What becomes of a row's sums after the last tree.
+    fn finish<S: Sum>(&self, sums: &mut [S]) {
+        for (sum, divisor) in sums.iter_mut().zip(&self.divisors) {
+            *sum = *sum / S::from_f64(f64::from(divisor.get()));
+        }
+        if self.base_last {
+            for (sum, base) in sums.iter_mut().zip(&self.base) {
+                *sum = S::from_f64(sum.to_f64() + base);
+            }
+        }
     }
 }
 

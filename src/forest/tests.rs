@@ -34,9 +34,18 @@ fn goes_left(parts: &ForestParts, tree: &Tree, split: &Split, row: &[f64]) -> bo
                 (_, Comparison::AtMost) => x <= threshold,
             }
         }
+        Test::Equal { .. } if x.is_nan() => split.default_left,
+        Test::Equal { value } => x == value,
         Test::Category { set, rule } => {
             let set = &tree.sets[set as usize];
             match rule {
+                CategoryRule::Treelite { .. } if x.is_nan() => split.default_left,
+                // C++: `fvalue < 0 || fabs(fvalue) > max_representable_int` is in no set.
+                CategoryRule::Treelite { holds_left } => {
+                    let last = if parts.row_type == Float::F32 { 16_777_216.0 } else { f64::from(u32::MAX) };
+                    let holds = !(x < 0.0 || x.abs() > last) && set.contains(x as u32);
+                    holds == holds_left
+                }
                 CategoryRule::XGBoost if x.is_nan() => split.default_left,
                 CategoryRule::XGBoost if !(0.0..16_777_216.0).contains(&x) => true,
                 CategoryRule::XGBoost => !set.contains(x as u32),
@@ -80,7 +89,7 @@ fn naive(parts: &ForestParts, row: &[f64]) -> Vec<f64> {
         .map(|&x| if parts.row_type == Float::F32 { f64::from(x as f32) } else { x })
         .map(|x| if parts.flush_tiny && x.abs() <= TINY { 0.0 } else { x })
         .collect();
-    let mut sums = parts.base.clone();
+    let mut sums = if parts.base_last { vec![0.0; parts.base.len()] } else { parts.base.clone() };
     match &parts.body {
         Body::Linear { weights, bias } => {
             for (output, sum) in sums.iter_mut().enumerate() {
@@ -107,7 +116,13 @@ fn naive(parts: &ForestParts, row: &[f64]) -> Vec<f64> {
             }
         }
     }
-    sums.iter().map(|&sum| parts.divisor.map_or(sum, |divisor| round(sum / f64::from(divisor.get())))).collect()
+    if !parts.divisors.is_empty() {
+        sums.iter_mut().zip(&parts.divisors).for_each(|(sum, count)| *sum = round(*sum / f64::from(count.get())));
+    }
+    if parts.base_last {
+        sums.iter_mut().zip(&parts.base).for_each(|(sum, base)| *sum = round(*sum + base));
+    }
+    sums
 }
 
 // --- random forests and rows ---
@@ -183,6 +198,8 @@ fn value() -> impl Strategy<Value = f64> {
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "drawn independently of each other")]
 struct Shape {
+    /// Treelite's tests, in either float type.
+    treelite: bool,
     xgboost: bool,
     features: u32,
     outputs: u32,
@@ -207,6 +224,20 @@ fn test(shape: Shape) -> impl Strategy<Value = Test> {
     let comparison = if shape.xgboost { Comparison::Less } else { Comparison::AtMost };
     let rule = if shape.xgboost { CategoryRule::XGBoost } else { CategoryRule::LightGBM };
     let missing = if shape.xgboost { vec![Missing::NaN] } else { vec![Missing::Never, Missing::Zero, Missing::NaN] };
+    if shape.treelite {
+        let compared = (number(), any::<bool>(), select(missing));
+        return prop_oneof![
+            2 => compared.prop_map(move |(threshold, less, missing)| Test::Number {
+                threshold: narrow(threshold, shape.xgboost),
+                comparison: if less { Comparison::Less } else { Comparison::AtMost },
+                missing,
+            }),
+            1 => number().prop_map(move |value| Test::Equal { value: narrow(value, shape.xgboost) }),
+            u32::from(shape.categories) => (0_u32..3, any::<bool>())
+                .prop_map(|(set, holds_left)| Test::Category { set, rule: CategoryRule::Treelite { holds_left } }),
+        ]
+        .boxed();
+    }
     let number = (number(), select(missing)).prop_map(move |(threshold, missing)| Test::Number {
         threshold: narrow(threshold, shape.xgboost),
         comparison,
@@ -281,15 +312,16 @@ fn leaves(shape: Shape, count: usize, mut seed: u64) -> Leaves {
 
 fn parts() -> impl Strategy<Value = ForestParts> {
     let outputs = prop_oneof![2 => Just(1), 1 => 2_u32..5];
-    (any::<bool>(), 1_u32..9, outputs, any::<[bool; 3]>()).prop_flat_map(
-        |(xgboost, features, outputs, [categories, special, rf])| {
+    (any::<[bool; 2]>(), 1_u32..9, outputs, any::<[bool; 3]>()).prop_flat_map(
+        |([xgboost, treelite], features, outputs, [categories, special, rf])| {
             let shape = Shape {
+                treelite,
                 xgboost,
                 features,
                 outputs,
                 categories,
-                vector: xgboost && special,
-                linear: !xgboost && special,
+                vector: (xgboost || treelite) && special,
+                linear: !xgboost && !treelite && special,
             };
             let trees = prop::collection::vec(tree(shape), 0..20).prop_map(Body::Trees);
             let number = (-100_i16..100).prop_map(|x| f64::from(x) / 64.0);
@@ -298,17 +330,22 @@ fn parts() -> impl Strategy<Value = ForestParts> {
                 prop::collection::vec(number.clone(), outputs as usize),
             );
             let linear = linear.prop_map(|(weights, bias)| Body::Linear { weights, bias });
-            let body = if xgboost { prop_oneof![12 => trees, 1 => linear].boxed() } else { trees.boxed() };
+            let body = if xgboost && !treelite { prop_oneof![12 => trees, 1 => linear].boxed() } else { trees.boxed() };
             let base = prop::collection::vec(number, outputs as usize);
             (body, base).prop_map(move |(body, base)| ForestParts {
                 features,
                 outputs,
                 row_type: if xgboost { Float::F32 } else { Float::F64 },
                 sum_type: if xgboost { Float::F32 } else { Float::F64 },
-                flush_tiny: !xgboost,
+                flush_tiny: !xgboost && !treelite,
                 body,
                 base,
-                divisor: (rf && !xgboost).then_some(NonZeroU32::new(7).expect("not 0")),
+                base_last: treelite,
+                divisors: if rf && (treelite || !xgboost) {
+                    (0..outputs).map(|output| NonZeroU32::MIN.saturating_add(6 + output)).collect()
+                } else {
+                    Vec::new()
+                },
                 link: Link::Identity,
             })
         },
@@ -406,7 +443,8 @@ fn model(trees: Vec<Tree>, outputs: u32, sum_type: Float, link: Link) -> ForestP
         flush_tiny: false,
         body,
         base,
-        divisor: None,
+        base_last: false,
+        divisors: Vec::new(),
         link,
     }
 }

@@ -50,7 +50,7 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
     match read::format_of(bytes) {
         Some(Format::LightGbm) => Some(ModelType::LightGbm),
         Some(Format::XGBoost) => Some(ModelType::XgBoost),
-        None => is_onnx(bytes).then_some(ModelType::Onnx),
+        Some(Format::Treelite) | None => is_onnx(bytes).then_some(ModelType::Onnx),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Model files in, [`Forest`]s out: XGBoost's JSON, UBJSON and old binary format, LightGBM's text.
+//! Model files in, [`Forest`]s out: XGBoost's JSON, UBJSON and old binary format, LightGBM's text, Treelite's
+//! checkpoints.
 //!
 //! A model is read as the version that wrote it scored it; only sums go in the order of today's versions (XGBoost 1.0 to
 //! 1.2 added the base score last, which rounds otherwise), and links by today's formulas. What is not known is refused by
@@ -17,6 +18,7 @@ mod lightgbm;
 mod names;
 #[cfg(test)]
 mod tests;
+mod treelite;
 mod xgboost;
 
 pub use names::FeatureNames;
@@ -42,6 +44,8 @@ pub enum Format {
     XGBoost,
     /// `LightGBM`'s text, v2 to v4.
     LightGbm,
+    /// Treelite's checkpoint, 3.9 and 4.x.
+    Treelite,
 }
 
 /// Why a file is not a forest.
@@ -90,6 +94,7 @@ pub fn read(format: Format, bytes: &[u8]) -> Result<ModelFile, ReadError> {
     match format {
         Format::XGBoost => xgboost::read(bytes),
         Format::LightGbm => lightgbm::read(bytes),
+        Format::Treelite => treelite::read(bytes),
     }
 }
 
@@ -101,6 +106,8 @@ pub fn format_of(bytes: &[u8]) -> Option<Format> {
         Some(Format::LightGbm)
     } else if head.starts_with(b"binf") || head.starts_with(b"{") && head.windows(7).any(|word| word == b"learner") {
         Some(Format::XGBoost)
+    } else if treelite::is_checkpoint(head) {
+        Some(Format::Treelite)
     } else {
         None
     }

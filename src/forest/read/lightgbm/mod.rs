@@ -42,7 +42,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<ModelFile, ReadError> {
         flush_tiny: true,
         body: Body::Trees(trees.collect()),
         base: vec![0.0; outputs],
-        divisor: if header.average { iterations } else { None },
+        base_last: false,
+        divisors: iterations.filter(|_| header.average).map_or(Vec::new(), |count| vec![count; outputs]),
         link: header.link,
     };
     let forest = checked(parts)?;

@@ -113,7 +113,8 @@ impl Stated {
             flush_tiny: false,
             body,
             base,
-            divisor: None,
+            base_last: false,
+            divisors: Vec::new(),
             link,
         };
         let (feature_names, best_iteration) = (self.feature_names, self.best_iteration);
