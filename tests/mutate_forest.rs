@@ -2,8 +2,8 @@
 //! memory than ten times the file.
 //!
 //! The files are those of `tests/models_forest.py` and `tests/models_treelite.py`, in target/models or where
-//! `FOREST_MODELS` says. `FOREST_MUTATIONS` is how many damaged files a format gets (20,000 when not set, in all). A failure names the model and the number of
-//! the mutation, which are all that is needed to make it again.
+//! `FOREST_MODELS` says. `FOREST_MUTATIONS` is how many damaged files a format gets (20,000 when not set, in all). A
+//! failure names the model and the number of the mutation, which are all that is needed to make it again.
 #![allow(unsafe_code, reason = "an allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,5 +1,6 @@
 //! Every model of `tests/models_forest.py` and `tests/models_treelite.py`, read and scored here, against its own
-//! library's numbers of the same run: margins bit for bit, predictions within 2 units in the last place, in one batch and row by row.
+//! library's numbers of the same run: margins bit for bit, predictions within 2 units in the last place, in one batch
+//! and row by row.
 //!
 //! The scripts wrote to target/models, or to the folder that `FOREST_MODELS` names.
 

@@ -122,7 +122,7 @@ impl Columns {
                 (Reading::Equal { bits, default_left }, _) => {
                     out.copy_from_slice(&values.map(|value| {
                         let value = self.read(value);
-                        stand_in(if value.is_nan() { default_left } else { value == f64::from_bits(bits) })
+                        stand_in(if value.is_nan() { default_left } else { (value + 0.0).to_bits() == bits })
                     }));
                 }
                 (Reading::Category(rule), _) => {

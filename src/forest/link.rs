@@ -36,7 +36,9 @@ pub(super) fn apply_f64(link: Link, row: &mut [f64]) {
     match link {
         Link::Identity | Link::ExpectileSteps => {}
         Link::Sigmoid { slope } | Link::Logistic { slope } => {
-            row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-slope * *x).exp()))
+            for x in row {
+                *x = 1.0 / (1.0 + (-slope * *x).exp());
+            }
         }
         Link::Softmax => softmax_f64(row),
         Link::SoftmaxSingle { group } => row.chunks_exact_mut(group as usize).for_each(softmax_single_f64),
@@ -103,7 +105,9 @@ fn softmax_single_f32(row: &mut [f32]) {
         *x = (*x - max).exp();
         sum += f64::from(*x);
     }
-    row.iter_mut().for_each(|x| *x /= sum as f32);
+    for x in row {
+        *x /= sum as f32;
+    }
 }
 
 /// Treelite's `softmax` of an f64 model: the greatest margin, each power and the sum are rounded to f32.
@@ -115,7 +119,9 @@ fn softmax_single_f64(row: &mut [f64]) {
         *x = f64::from((*x - f64::from(max)).exp() as f32);
         sum += *x;
     }
-    row.iter_mut().for_each(|x| *x /= f64::from(sum as f32));
+    for x in row {
+        *x /= f64::from(sum as f32);
+    }
 }
 
 fn arg_max<T: PartialOrd>(row: &[T]) -> usize {

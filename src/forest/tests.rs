@@ -35,18 +35,18 @@ fn goes_left(parts: &ForestParts, tree: &Tree, split: &Split, row: &[f64]) -> bo
             }
         }
         Test::Equal { .. } if x.is_nan() => split.default_left,
+        #[allow(clippy::float_cmp, reason = "the library asks the same")]
         Test::Equal { value } => x == value,
         Test::Category { set, rule } => {
             let set = &tree.sets[set as usize];
             match rule {
-                CategoryRule::Treelite { .. } if x.is_nan() => split.default_left,
+                CategoryRule::XGBoost | CategoryRule::Treelite { .. } if x.is_nan() => split.default_left,
                 // C++: `fvalue < 0 || fabs(fvalue) > max_representable_int` is in no set.
                 CategoryRule::Treelite { holds_left } => {
                     let last = if parts.row_type == Float::F32 { 16_777_216.0 } else { f64::from(u32::MAX) };
                     let holds = !(x < 0.0 || x.abs() > last) && set.contains(x as u32);
                     holds == holds_left
                 }
-                CategoryRule::XGBoost if x.is_nan() => split.default_left,
                 CategoryRule::XGBoost if !(0.0..16_777_216.0).contains(&x) => true,
                 CategoryRule::XGBoost => !set.contains(x as u32),
                 // The C cast: out of range and NaN give the smallest i32.

@@ -105,8 +105,8 @@ fn thresholds(file: &ModelBytes, model: &dyn Model) -> Vec<Vec<f64>> {
     let read = compiled::format(model.schema().model_type).and_then(|format| read::read(format, &file.bytes).ok());
     if let Some(Body::Trees(trees)) = read.as_ref().map(|read| &read.forest.parts().body) {
         for split in trees.iter().flat_map(|tree| &tree.splits) {
-            if let Test::Number { threshold, .. } = split.test {
-                thresholds[split.feature as usize].push(threshold);
+            if let Test::Number { threshold: value, .. } | Test::Equal { value } = split.test {
+                thresholds[split.feature as usize].push(value);
             }
         }
     }

@@ -1,5 +1,5 @@
-//! XGBoost and LightGBM files, scored by the compiled forest: a file's bytes in; out, what the library's own `predict`
-//! gives for the same rows with all trees, on the float type that the library takes them in.
+//! XGBoost and LightGBM files and Treelite checkpoints, scored by the compiled forest: a file's bytes in; out, what the
+//! library's own `predict` (Treelite: `gtil.predict`) gives for the same rows with all trees, on the float type that the library takes them in.
 
 use std::sync::Arc;
 
@@ -18,7 +18,8 @@ pub(super) fn format(model_type: ModelType) -> Option<Format> {
     match model_type {
         ModelType::LightGbm => Some(Format::LightGbm),
         ModelType::XgBoost => Some(Format::XGBoost),
-        ModelType::Onnx | ModelType::Python | ModelType::Sklearn | ModelType::Treelite => None,
+        ModelType::Treelite => Some(Format::Treelite),
+        ModelType::Onnx | ModelType::Python | ModelType::Sklearn => None,
     }
 }
 
@@ -26,8 +27,11 @@ impl CompiledModel {
     /// Reads, checks and compiles the file.
     pub(super) fn parse(file: &ModelBytes, model_type: ModelType, format: Format) -> Result<Self, ModelError> {
         let read = read::read(format, &file.bytes).map_err(|error| {
-            let remedy = "where its own library scores it, `compile_model = false` (--backend reference) lets it";
-            ModelError::refused(file.name(), format!("the compiled forest cannot read it: {error}; {remedy}"))
+            let remedy = match format {
+                Format::Treelite => "",
+                _ => "; where its own library scores it, `compile_model = false` (--backend reference) lets it",
+            };
+            ModelError::refused(file.name(), format!("the compiled forest cannot read it: {error}{remedy}"))
         })?;
         let row_type = match read.forest.parts().row_type {
             Float::F32 => RowType::F32,

@@ -50,7 +50,8 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
     match read::format_of(bytes) {
         Some(Format::LightGbm) => Some(ModelType::LightGbm),
         Some(Format::XGBoost) => Some(ModelType::XgBoost),
-        Some(Format::Treelite) | None => is_onnx(bytes).then_some(ModelType::Onnx),
+        Some(Format::Treelite) => Some(ModelType::Treelite),
+        None => is_onnx(bytes).then_some(ModelType::Onnx),
     }
 }
 
@@ -72,11 +73,13 @@ pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, 
         (Some(stated), _) => stated,
         (None, Some(found)) => found,
         (None, None) => {
-            let remedy = "state its `type`; this version scores LightGBM text, XGBoost and ONNX files";
+            let remedy = "state its `type`";
             return Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")));
         }
     };
-    match compiled::format(model_type).filter(|_| options.backend.compiles_trees()) {
+    // Nothing else here scores a checkpoint.
+    let compiles = options.backend.compiles_trees() || model_type == ModelType::Treelite;
+    match compiled::format(model_type).filter(|_| compiles) {
         Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format)?)),
         None => load_library(file, model_type, options),
     }
@@ -95,6 +98,9 @@ pub(super) fn load_library(
         ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file)?)),
         #[cfg(feature = "xgboost")]
         ModelType::XgBoost => Ok(Box::new(super::xgboost::XgBoostModel::parse(file)?)),
+        ModelType::Treelite => {
+            Err(ModelError::refused(file.name(), "Treelite's own library is not part of this program"))
+        }
         absent => {
             let compiled = if compiled::format(absent).is_some() {
                 ", or let the compiled forest score it: `compile_model = true` (--backend compiled)"

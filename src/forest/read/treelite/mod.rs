@@ -339,9 +339,9 @@ impl<'a> Header<'a> {
         }
         let rows = if target.is_none() { targets } else { 1 };
         let columns = if class.is_none() { classes as usize } else { 1 };
-        if self.leaf_shape.map(i64::from) != [rows as i64, i64::from(if class.is_none() { classes } else { 1 })] {
-            let [held_rows, held_columns] = self.leaf_shape;
-            return Err(format!("its leaves must be {rows} x {columns}, the model's are {held_rows} x {held_columns}"));
+        let held = self.leaf_shape.map(|size| usize::try_from(size).unwrap_or(0));
+        if held != [rows, columns] {
+            return Err(format!("its leaves must be {rows} x {columns}, the model's are {} x {}", held[0], held[1]));
         }
         leaf.stored = rows * columns;
         leaf.first = target.unwrap_or(0) * classes + class.unwrap_or(0);

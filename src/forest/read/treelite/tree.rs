@@ -287,9 +287,8 @@ impl Nodes<'_> {
 fn number_test(threshold: f64, operator: u8, split: impl Fn(Test) -> Split) -> Result<Split, String> {
     const EQUAL: u8 = 1;
     let (comparison, is_opposite) = match operator {
-        EQUAL => (Comparison::AtMost, false),
         2 => (Comparison::Less, false),
-        3 => (Comparison::AtMost, false),
+        EQUAL | 3 => (Comparison::AtMost, false),
         4 => (Comparison::AtMost, true),
         5 => (Comparison::Less, true),
         other => return Err(format!("the comparison {other} is none of ==, <, <=, > and >= (1 to 5)")),
