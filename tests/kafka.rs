@@ -20,6 +20,8 @@ mod kills;
 mod failing;
 #[path = "kafka/group.rs"]
 mod group;
+#[path = "kafka/reload.rs"]
+mod reload;
 #[path = "kafka/kinds.rs"]
 mod kinds;
 #[path = "kafka/metadata.rs"]
@@ -118,6 +120,8 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("a_transient_error_is_tried_again", failing::retried),
         trial("a_deadline_that_passes_is_answered", bad_input::deadlines_are_answered),
         trial("each_kind_of_model_scores_as_its_own_library", kinds::each_scores_as_its_library),
+        trial("five_hundred_reloads_under_load", reload::five_hundred_under_load),
+        trial("models_are_exchanged_by_watch_and_by_hand", reload::by_watch_and_by_hand),
         trial("replies_go_where_the_request_says_if_it_may", addresses::reply_headers),
         trial("a_bad_reply_address_stops_nobody", addresses::bad_addresses),
         trial("replies_too_large_together_go_out_in_smaller_batches", addresses::small_batches),

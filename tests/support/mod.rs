@@ -302,17 +302,19 @@ pub struct Worker {
     child: Child,
     admin: u16,
     log: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Worker {
+    /// What its admin port wants of a call that changes something.
+    pub const TOKEN: &str = "a token of the tests";
+
     /// Starts `forebay run`. `toml` is a worker.toml without `[admin]` and `[log]`; `failpoints` is the variable's value.
     /// Each record is scored, equal rows too, unless the text has a `[cache]`.
     pub fn start(toml: &str, instance: &str, failpoints: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (config, log, admin) = (folder.path().join("worker.toml"), folder.path().join("log"), free_port());
-        let cache = if toml.contains("[cache]") { "" } else { "[cache]\nmode = \"off\"\n" };
-        fs::write(&config, format!("{toml}\n{cache}[admin]\nlisten = \"127.0.0.1:{admin}\"\n")).unwrap();
+        fs::write(&config, whole(toml, admin)).unwrap();
         let out = File::create(&log).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_forebay"))
             .arg("run")
@@ -326,7 +328,12 @@ impl Worker {
             .stderr(out)
             .spawn()
             .unwrap();
-        Self { child, admin, log, _folder: folder }
+        Self { child, admin, log, folder }
+    }
+
+    /// Puts another worker.toml in the place of its own, under the same rules as at the start.
+    pub fn write_config(&self, toml: &str) {
+        fs::write(self.folder.path().join("worker.toml"), whole(toml, self.admin)).unwrap();
     }
 
     /// Starts it and waits until it is ready.
@@ -345,9 +352,19 @@ impl Worker {
 
     /// Status and body of the admin port's answer.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        self.call(&format!("GET {path} HTTP/1.1\r\n"))
+    }
+
+    /// The same of a call that changes something, with that token or, where it is empty, none.
+    pub fn post(&self, path: &str, token: &str) -> Option<(u16, String)> {
+        let authorization = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
+        self.call(&format!("POST {path} HTTP/1.1\r\nContent-Length: 0\r\n{authorization}"))
+    }
+
+    fn call(&self, head: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+        stream.set_read_timeout(Some(BOUND)).ok()?;
+        write!(stream, "{head}Host: localhost\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
@@ -394,6 +411,12 @@ impl Worker {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+}
+
+/// A worker.toml with what the tests want of each.
+fn whole(toml: &str, admin: u16) -> String {
+    let cache = if toml.contains("[cache]") { "" } else { "[cache]\nmode = \"off\"\n" };
+    format!("{toml}\n{cache}[admin]\nlisten = \"127.0.0.1:{admin}\"\ntoken = \"{}\"\n", Worker::TOKEN)
 }
 
 impl Drop for Worker {
