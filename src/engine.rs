@@ -99,8 +99,10 @@ pub struct PredictionRequest {
     pub id: String,
     /// The model's name; `None` is the model that was loaded first.
     pub model: Option<String>,
-    /// One or more rows, row-major. A missing value is NaN.
+    /// One or more rows, row-major. A missing value is NaN, and so is the place of a text.
     pub features: Vec<f64>,
+    /// The rows' texts: a cell for each column that the model takes as text, in their order; `None` is a missing value.
+    pub texts: Vec<Option<String>>,
     /// The level, 1 the highest; `None` is the model's default.
     pub priority: Option<Priority>,
     /// How long the request may wait for a score thread; `None` is the model's own timeout, which this can only shorten.
@@ -429,6 +431,7 @@ impl InferenceEngine {
         if let Some(place) = request.features.iter().position(|value| value.is_infinite()) {
             return Err(Reject::bad_request(format!("features[{place}]: infinite; a missing value is NaN")).into());
         }
+        check_kinds(entry, &request)?;
         let priority = request.priority.unwrap_or(entry.priority_default);
         if priority.get() > entry.priority_levels() {
             let (got, levels) = (priority.get(), entry.priority_levels());
@@ -449,6 +452,9 @@ impl InferenceEngine {
         *chunk.features_mut() = request.features;
         let mut work = chunk.work(entry.id, 0, rows, rows > 1, priority, deadline);
         work.retries = request.retries;
+        let mark = chunk.texts_mut().mark();
+        request.texts.iter().for_each(|text| chunk.texts_mut().push(text.as_deref()));
+        chunk.attach_texts(&mut work, mark);
         let id_json = chunk.push_text(b"");
         let (number, answer) = self.door.expect_answer(request.id);
         chunk.push(NewRequest {
@@ -479,6 +485,28 @@ impl Drop for InferenceEngine {
     fn drop(&mut self) {
         self.shutdown();
     }
+}
+
+/// Whether the features are of the kinds that the model takes.
+fn check_kinds(model: &ModelEntry, request: &PredictionRequest) -> Result<(), Reject> {
+    let columns = model.kinds.text_columns();
+    let (got, wanted) = (request.texts.len(), request.features.len() / model.width * columns.len());
+    if got != wanted {
+        let name = &model.name;
+        return Err(Reject::bad_request(format!("texts: got {got} for these features, model {name} wants {wanted}")));
+    }
+    let stray = columns
+        .iter()
+        .find(|&&column| request.features.iter().skip(column).step_by(model.width).any(|value| !value.is_nan()));
+    if let Some(column) = stray {
+        return Err(Reject::bad_request(format!(
+            "features[{column}]: got a number, wants NaN: the model takes text there"
+        )));
+    }
+    model.kinds.check_integers(&request.features, model.width).map_err(|bad| {
+        let place = bad.row * model.width + bad.column;
+        Reject::bad_request(format!("features[{place}]: got {}, wants {} or NaN", bad.value, bad.kind))
+    })
 }
 
 fn resolve<'a>(catalog: &'a Catalog, name: Option<&str>) -> Result<&'a ModelEntry, Reject> {

@@ -4,6 +4,8 @@
 //! Nothing here does I/O or reads a clock. A chunk owns the bytes of all its requests in two arenas (numbers and
 //! text), so that a request costs no allocation of its own; it is built by one thread, then shared and never changed.
 
+mod texts;
+
 use std::fmt;
 use std::num::NonZeroU8;
 use std::ops::Range;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub use self::texts::{TextArena, TextMark, Texts};
 use crate::commit::OffsetMap;
 use crate::model::LoadedModel;
 
@@ -205,6 +208,7 @@ pub struct Work {
     /// How often it is tried again after a transient error of the model, at most [`Work::RETRIES_MAX`].
     pub retries: u8,
     features: Range<usize>,
+    texts: Range<u32>,
 }
 
 impl Work {
@@ -266,6 +270,7 @@ pub struct Original {
 pub struct Chunk {
     requests: Vec<Request>,
     features: Vec<f64>,
+    texts: TextArena,
     text: Vec<u8>,
     echo: Vec<EchoHeader>,
     originals: Vec<Original>,
@@ -278,10 +283,16 @@ impl Chunk {
         &self.requests
     }
 
-    /// A request's feature rows, row-major, `work.rows` rows of equal width. A missing value is NaN.
+    /// A request's feature rows, row-major, `work.rows` rows of equal width. A missing value is NaN, and so is a text.
     #[must_use]
     pub fn rows(&self, work: &Work) -> &[f64] {
         &self.features[work.features.clone()]
+    }
+
+    /// A request's text features; none for a model without text columns.
+    #[must_use]
+    pub fn texts(&self, work: &Work) -> Texts<'_> {
+        self.texts.texts(&work.texts)
     }
 
     /// The bytes of a span.
@@ -318,6 +329,7 @@ impl Chunk {
         let taken = Self {
             requests: self.requests.drain(..).collect(),
             features: self.features.as_slice().to_vec(),
+            texts: self.texts.take(),
             text: self.text.as_slice().to_vec(),
             echo: self.echo.as_slice().to_vec(),
             originals: self.originals.drain(..).collect(),
@@ -331,6 +343,16 @@ impl Chunk {
     /// The feature arena, to append rows to. A decoder notes `len()` before and calls [`Chunk::work`] after.
     pub fn features_mut(&mut self) -> &mut Vec<f64> {
         &mut self.features
+    }
+
+    /// The text features, to append cells to. A decoder notes their `mark()` before and calls [`Chunk::attach_texts`] after.
+    pub fn texts_mut(&mut self) -> &mut TextArena {
+        &mut self.texts
+    }
+
+    /// Both arenas of features.
+    pub fn features_and_texts_mut(&mut self) -> (&mut Vec<f64>, &mut TextArena) {
+        (&mut self.features, &mut self.texts)
     }
 
     /// The text arena's length, to give to [`Chunk::span_from`] after bytes were appended through [`Chunk::text_mut`].
@@ -367,7 +389,8 @@ impl Chunk {
         self.echo.push(EchoHeader { name, value });
     }
 
-    /// The work of `rows` rows whose values are everything appended to the feature arena since `mark`, with no retries.
+    /// The work of `rows` rows whose values are everything appended to the feature arena since `mark`, with no text
+    /// features and no retries.
     ///
     /// # Panics
     /// Panics when the values do not divide into `rows` rows.
@@ -383,7 +406,12 @@ impl Chunk {
     ) -> Work {
         let features = mark..self.features.len();
         assert!(rows > 0 && features.len().is_multiple_of(rows as usize), "rows of equal width");
-        Work { model, rows, many, priority, deadline, retries: 0, features }
+        Work { model, rows, many, priority, deadline, retries: 0, features, texts: 0..0 }
+    }
+
+    /// Gives work the text features that were pushed since `mark`.
+    pub fn attach_texts(&self, work: &mut Work, mark: TextMark) {
+        work.texts = self.texts.range_since(mark);
     }
 
     /// Adds a request. The headers pushed since the last request are its own.

@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use forebay::batch::{BatchPolicy, LevelPolicy, Levels};
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec, PredictError, PredictionRequest};
-use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{
+    FeatureKinds, LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+};
 use forebay::placement::Pin;
 use forebay::record::{ErrorCode, Priority};
 
@@ -181,6 +183,7 @@ fn gated(batch_size_max: u32) -> Gated {
     let schema = ModelSchema {
         model_type: ModelType::LightGbm,
         feature_names,
+        kinds: FeatureKinds::default(),
         row_type: RowType::F64,
         outputs: 1,
         details: Vec::new(),

@@ -49,7 +49,7 @@ fn score(model: &dyn Model, scorer: &mut dyn Scorer, rows: &[Vec<f64>]) -> Vec<f
         RowType::F64 => Values::F64(&wide),
     };
     let mut scores = vec![f64::NAN; rows.len() * model.schema().outputs];
-    scorer.score(Rows { values, width }, &mut scores).unwrap();
+    scorer.score(Rows::numbers(values, width), &mut scores).unwrap();
     scores
 }
 

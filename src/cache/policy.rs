@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use crate::record::Texts;
+
 /// Lookups after which it is decided anew.
 const WINDOW: u64 = 8_192;
 /// The same at the start and after a sample: the cache holds none, or few, of the rows that come again, and has to fill
@@ -22,6 +24,8 @@ const WINDOWS_A_SAMPLE: u64 = 16;
 /// A sample must promise so much more than lookups cost, or chance would switch back and forth.
 const MARGIN: f64 = 1.25;
 
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Which requests are looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
@@ -35,17 +39,28 @@ impl Look {
     /// Whether a request with these rows is looked up. Much cheaper than a key, and no secret: who chooses rows for it
     /// gains nothing.
     #[must_use]
-    pub fn includes(self, values: &[f64]) -> bool {
+    pub fn includes(self, values: &[f64], texts: Texts<'_>) -> bool {
         match self {
             Self::All => true,
-            Self::Sample(sample) => fold(values) % SAMPLE_OF == sample,
+            Self::Sample(sample) => (fold(values) ^ fold_texts(texts)) % SAMPLE_OF == sample,
         }
     }
 }
 
+/// 0 for none.
+fn fold_texts(texts: Texts<'_>) -> u64 {
+    let mut all = 0_u64;
+    for text in texts.iter() {
+        let text = text.map_or(&b"\xff"[..], str::as_bytes);
+        all = text
+            .iter()
+            .fold(all.rotate_left(5) ^ text.len() as u64, |all, &byte| (all ^ u64::from(byte)).wrapping_mul(ODD));
+    }
+    (all ^ all >> 32).wrapping_mul(ODD) >> 32
+}
+
 /// Four lanes of multiply and xor, so that the processor need not wait for one after the other.
 fn fold(values: &[f64]) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut lanes = [1, 2, 3, 4_u64];
     for values in values.chunks(4) {
         for (lane, value) in lanes.iter_mut().zip(values) {
@@ -234,12 +249,12 @@ mod tests {
         let rows: Vec<[f64; 5]> = (0..64_000).map(|row| [1.0, 0.0, f64::from(row), -0.0, f64::NAN]).collect();
         let mut in_samples = 0;
         for sample in 0..64 {
-            let included = rows.iter().filter(|row| Look::Sample(sample).includes(*row)).count();
+            let included = rows.iter().filter(|row| Look::Sample(sample).includes(*row, Texts::NONE)).count();
             assert!((700..1_300).contains(&included), "sample {sample}: {included}");
             in_samples += included;
         }
         assert_eq!(in_samples, rows.len(), "each row is in one");
-        assert!(rows.iter().all(|row| Look::All.includes(row)));
+        assert!(rows.iter().all(|row| Look::All.includes(row, Texts::NONE)));
         // Whatever the column, and where the mantissa is short.
         for column in 0..5 {
             let row = |value: i32| {
@@ -247,7 +262,7 @@ mod tests {
                 row[column] = f64::from(value);
                 row
             };
-            let included = (0..6_400).filter(|&value| Look::Sample(3).includes(&row(value))).count();
+            let included = (0..6_400).filter(|&value| Look::Sample(3).includes(&row(value), Texts::NONE)).count();
             assert!((50..150).contains(&included), "column {column}: {included}");
         }
     }

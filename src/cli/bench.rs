@@ -81,12 +81,13 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let file = ModelBytes::read(&args.model, None)?;
     let (mut subjects, absent) = subjects(&file, args)?;
     let schema = subjects[0].schema.clone();
-    let rows = read_rows(&InputArgs::of_file(&args.data, &args.table), &schema)?;
-    ensure!(!rows.is_empty(), "{}: holds no rows", args.data.display());
-    let count = rows.len() / schema.width();
+    let sample = read_rows(&InputArgs::of_file(&args.data, &args.table), &schema)?;
+    ensure!(!sample.rows.is_empty(), "{}: holds no rows", args.data.display());
+    let count = sample.rows.len() / schema.width();
+    let texts: Vec<Option<&str>> = sample.texts.iter().map(Option::as_deref).collect();
     let mut figures = Vec::new();
     for &batch in &args.batch {
-        let stream = Stream::new(&rows, &schema, batch as usize);
+        let stream = Stream::new(&sample.rows, &texts, &schema, batch as usize);
         measure(&mut subjects, &stream, batch, &mut figures)?;
     }
     let text = if args.json {
@@ -140,9 +141,12 @@ fn subjects(file: &ModelBytes, args: &KernelArgs) -> anyhow::Result<(Vec<Subject
 }
 
 /// The rows in the model's own float type, as often as a batch needs them.
-struct Stream {
+struct Stream<'t> {
     singles: Vec<f32>,
     doubles: Vec<f64>,
+    texts: Vec<Option<&'t str>>,
+    /// Text columns.
+    text_width: usize,
     row_type: RowType,
     width: usize,
     batch: usize,
@@ -150,8 +154,8 @@ struct Stream {
     batches: usize,
 }
 
-impl Stream {
-    fn new(rows: &[f64], schema: &ModelSchema, batch: usize) -> Self {
+impl<'t> Stream<'t> {
+    fn new(rows: &[f64], texts: &[Option<&'t str>], schema: &ModelSchema, batch: usize) -> Self {
         let (width, row_type) = (schema.width(), schema.row_type);
         let batches = (rows.len() / width / batch).max(1);
         let values = rows.iter().copied().cycle().take(batches * batch * width);
@@ -161,17 +165,22 @@ impl Stream {
             RowType::F32 => singles.extend(values.map(|value| value as f32)),
             RowType::F64 => doubles.extend(values),
         }
-        Self { singles, doubles, row_type, width, batch, batches }
+        let text_width = schema.kinds.text_columns().len();
+        let texts = texts.iter().copied().cycle().take(batches * batch * text_width).collect();
+        Self { singles, doubles, texts, text_width, row_type, width, batch, batches }
     }
 
     fn batch(&self, number: usize) -> Rows<'_> {
-        let size = self.batch * self.width;
-        let place = number % self.batches * size..(number % self.batches + 1) * size;
+        let places = |width: usize| {
+            let size = self.batch * width;
+            number % self.batches * size..(number % self.batches + 1) * size
+        };
+        let place = places(self.width);
         let values = match self.row_type {
             RowType::F32 => Values::F32(&self.singles[place]),
             RowType::F64 => Values::F64(&self.doubles[place]),
         };
-        Rows { values, width: self.width }
+        Rows { values, width: self.width, texts: &self.texts[places(self.text_width)] }
     }
 }
 
@@ -190,7 +199,7 @@ impl Figure {
 }
 
 /// Adds a figure for each subject, in order. They take turns, so that a slow moment hits all.
-fn measure(subjects: &mut [Subject], stream: &Stream, batch: u32, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+fn measure(subjects: &mut [Subject], stream: &Stream<'_>, batch: u32, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     let mut best = vec![f64::INFINITY; subjects.len()];
     for pass in 0..=PASSES {
         for (subject, best) in subjects.iter_mut().zip(&mut best) {
@@ -205,7 +214,7 @@ fn measure(subjects: &mut [Subject], stream: &Stream, batch: u32, figures: &mut 
     Ok(())
 }
 
-fn pass_us(subject: &mut Subject, stream: &Stream) -> anyhow::Result<f64> {
+fn pass_us(subject: &mut Subject, stream: &Stream<'_>) -> anyhow::Result<f64> {
     let mut scores = vec![0.0; stream.batch * subject.schema.outputs];
     let looks = ROWS_PER_LOOK.div_ceil(stream.batch);
     let (start, mut calls) = (clock::now(), 0);

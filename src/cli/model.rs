@@ -127,11 +127,23 @@ fn describe(file: &ModelBytes, schema: &ModelSchema) -> String {
     table.add_row(["sha256", &file.sha256]);
     table.add_row(["type", schema.model_type.as_str()]);
     table.add_row(["features", &format!("{}: {shown}{more}", names.len())]);
+    for (kind, names) in by_kind(schema) {
+        table.add_row([kind, &names.join(", ")]);
+    }
     table.add_row(["outputs", &schema.outputs.to_string()]);
     for (name, value) in &schema.details {
         table.add_row([name, value]);
     }
     table.trim_fmt()
+}
+
+/// The features that are no plain numbers, kind by kind.
+fn by_kind(schema: &ModelSchema) -> Vec<(&'static str, Vec<&str>)> {
+    let name = |column: usize| schema.feature_names[column].as_str();
+    let texts = schema.kinds.text_columns().iter().map(|&column| name(column)).collect();
+    let integers = schema.kinds.integers().iter().map(|&(column, ..)| name(column)).collect();
+    let kinds: [(_, Vec<&str>); 2] = [("text features", texts), ("integer features", integers)];
+    kinds.into_iter().filter(|(_, names)| !names.is_empty()).collect()
 }
 
 fn describe_json(file: &ModelBytes, schema: &ModelSchema) -> anyhow::Result<String> {
@@ -143,6 +155,7 @@ fn describe_json(file: &ModelBytes, schema: &ModelSchema) -> anyhow::Result<Stri
         "sha256": file.sha256,
         "type": schema.model_type.as_str(),
         "features": schema.feature_names,
+        "feature_kinds": (0..schema.width()).map(|column| schema.kinds.of(column).name()).collect::<Vec<_>>(),
         "outputs": schema.outputs,
         "details": details,
     });
@@ -225,36 +238,40 @@ fn sample_files(args: &ValidateArgs) -> Option<SampleFiles> {
 }
 
 fn read_sample(files: &SampleFiles, args: &ValidateArgs, schema: &ModelSchema) -> anyhow::Result<Sample> {
-    let rows = read_rows(&InputArgs::of_file(&files.data, &args.table), schema)?;
+    let mut sample = read_rows(&InputArgs::of_file(&files.data, &args.table), schema)?;
     let expected = read_expected(&files.expected, schema.outputs)?;
-    let (got, wanted) = (expected.len() / schema.outputs, rows.len() / schema.width());
+    let (got, wanted) = (expected.len() / schema.outputs, sample.rows.len() / schema.width());
     ensure!(
         got == wanted,
         "{}: {got} lines of outputs, but {} has {wanted} rows",
         files.expected.display(),
         files.data.display()
     );
-    Ok(Sample { rows, expected, tolerance: args.tolerance })
+    (sample.expected, sample.tolerance) = (expected, args.tolerance);
+    Ok(sample)
 }
 
-/// All rows of a file, as the worker would read them. A row that cannot be read is an error.
-pub(super) fn read_rows(input: &InputArgs, schema: &ModelSchema) -> anyhow::Result<Vec<f64>> {
+/// All rows of a file, as the worker would read them, with no outputs yet. A row that cannot be read is an error.
+pub(super) fn read_rows(input: &InputArgs, schema: &ModelSchema) -> anyhow::Result<Sample> {
     let priority = Priority::new(1).expect("1 is not 0");
     let mut catalog = Catalog::default();
     let entry = ModelEntry::new(ModelId(0), "model", schema, vec![crate::model::LevelTimeout::default()], priority);
     catalog.put(entry.clone());
     let decoder = route_decoder(ModelId(0));
     let name = input.name();
-    let mut source = open_source(open_input(input)?, input, &entry, &schema.feature_names, CHUNK_ROWS)?;
-    let mut rows = Vec::new();
+    let mut source = open_source(open_input(input)?, input, &entry, CHUNK_ROWS)?;
+    let mut sample = Sample::default();
     loop {
         let chunk = source.recv(|message, received, chunk| {
             decoder.decode(message, received, &catalog, chunk);
         });
-        let Some(chunk) = chunk.with_context(|| format!("cannot read {name}"))? else { return Ok(rows) };
+        let Some(chunk) = chunk.with_context(|| format!("cannot read {name}"))? else { return Ok(sample) };
         for request in chunk.requests() {
             match &request.work {
-                Ok(work) => rows.extend_from_slice(chunk.rows(work)),
+                Ok(work) => {
+                    sample.rows.extend_from_slice(chunk.rows(work));
+                    sample.texts.extend(chunk.texts(work).iter().map(|text| text.map(str::to_owned)));
+                }
                 Err(reject) => return Err(anyhow!("{name}: line {}: {}", request.position.offset, reject.message)),
             }
         }

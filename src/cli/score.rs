@@ -112,8 +112,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     let bar = progress_bar(input.bytes, &args.output_file);
     input.bar = bar.clone();
     let name = args.input.name();
-    let features = &model.schema().feature_names;
-    let source = open_source(input, &args.input, &engine.catalog().entries()[0], features, args.batch_size as usize)?;
+    let source = open_source(input, &args.input, &engine.catalog().entries()[0], args.batch_size as usize)?;
     let line = Line { args, engine: &engine, outputs: model.schema().outputs, bar: &bar };
     let ended = line.score(source, open_output(&args.output_file)?).with_context(|| format!("cannot score {name}"));
     bar.finish_and_clear();

@@ -1,21 +1,25 @@
-//! The value of `features` in, rows of numbers in the model's order out, with no allocation of their own.
+//! The value of `features` in, rows in the model's order out, with no allocation of their own.
 //!
 //! Reading and ordering are two steps, because the body may name its model after its features:
 //! [`FeatureReader`] appends the values to the chunk's feature arena as they come, and the names of an object to the end
 //! of its text arena: `age 0xFF country 0xFF 0xFE`, each name ended by 0xFF and each row by 0xFE, bytes that UTF-8 never
-//! holds. [`Layout::rows_for`] then checks the widths, or moves named values to their columns.
+//! holds. A string is a cell of the chunk's text features, and its number stands among the values, in a NaN
+//! (`kinds::text_cell`). [`Layout::rows_for`] then checks the widths, or moves named values to their columns, and holds what came
+//! against the kinds of the model's columns.
 //!
-//! Invariant: after a good read there are as many names as values, or none.
+//! Invariants: after a good read there are as many names as values, or none; after a good [`Layout::rows_for`] no text's
+//! number is left among the values.
 
 use std::fmt;
 use std::mem;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::json::{Scalar, ScalarVisitor};
+use super::json::{Fault, Scalar, ScalarVisitor};
+use super::kinds::{self, text_cell};
 use super::message::{bad_request, clip, nearest, quoted, reject};
 use crate::model::ModelEntry;
-use crate::record::{Chunk, ErrorCode, Reject, Span};
+use crate::record::{Chunk, ErrorCode, Reject, Span, TextMark};
 
 const NAME_END: u8 = 0xFF;
 const ROW_END: u8 = 0xFE;
@@ -42,11 +46,19 @@ pub(super) struct Marks {
     pub(super) features: usize,
     /// The text arena's end.
     pub(super) names: usize,
+    /// The text features' end.
+    pub(super) texts: TextMark,
 }
 
 impl Marks {
     pub(super) fn new(chunk: &mut Chunk) -> Self {
-        Self { features: chunk.features_mut().len(), names: chunk.text_mark() }
+        Self { features: chunk.features_mut().len(), names: chunk.text_mark(), texts: chunk.texts_mut().mark() }
+    }
+
+    /// Takes out of the feature arenas what lies behind.
+    pub(super) fn take_features_back(self, chunk: &mut Chunk) {
+        chunk.features_mut().truncate(self.features);
+        chunk.texts_mut().truncate(self.texts);
     }
 }
 
@@ -60,12 +72,14 @@ pub(super) struct Layout {
     width: usize,
     /// The first row that is not as wide as the first, and how wide it is.
     uneven: Option<(usize, usize)>,
+    /// Where the first string stands.
+    first_text: Option<Place>,
 }
 
 impl Layout {
     /// The layout of one row, a list of `width` numbers.
     pub(super) fn row(width: usize) -> Self {
-        Self { shape: Some(Shape::Row), rows: 1, width, uneven: None }
+        Self { shape: Some(Shape::Row), rows: 1, width, uneven: None, first_text: None }
     }
 
     /// Whether it is a list of rows, whose prediction is a list of lists.
@@ -77,7 +91,7 @@ impl Layout {
         matches!(self.shape, Some(Shape::Named | Shape::NamedRows))
     }
 
-    /// Makes rows of the model's width and order of everything in the arenas since the marks; their number.
+    /// Makes rows of the model's width, order and kinds of everything in the arenas since the marks; their number.
     ///
     /// A record may hold `values_max` numbers, or one row where that is more: without a bound, a list of many short
     /// objects for a wide model would take thousands of times its own size.
@@ -88,6 +102,10 @@ impl Layout {
         chunk: &mut Chunk,
         marks: Marks,
     ) -> Result<u32, Reject> {
+        if let Some(place) = self.first_text.filter(|_| !model.kinds.has_text()) {
+            let (place, text) = (place.shown(chunk), chunk.texts_mut().get(marks.texts, 0).unwrap_or_default());
+            return Err(bad_request(format!("{place}: got {}, wants a number or null", quoted(text))));
+        }
         if self.rows > 1 && self.named() && self.rows.saturating_mul(model.width) > values_max {
             return Err(self.too_many(model, values_max));
         }
@@ -99,6 +117,11 @@ impl Layout {
             ordered.map_err(bad_request)?;
         } else {
             self.check_width(model).map_err(bad_request)?;
+        }
+        if !model.kinds.all_numbers() {
+            let (values, texts) = chunk.features_and_texts_mut();
+            let settled = kinds::settle(&model.kinds, &mut values[marks.features..], model.width, texts, marks.texts);
+            settled.map_err(|misfit| bad_request(misfit.message(&self.cell(misfit.row, misfit.column, model))))?;
         }
         u32::try_from(self.rows).map_err(|_| self.too_many(model, values_max))
     }
@@ -157,9 +180,18 @@ impl Layout {
 
     fn unknown(&self, row: usize, name: &str, model: &ModelEntry) -> String {
         let place = self.place(row, name);
-        let nearest = quoted(nearest(name, model.feature_names()).unwrap_or_default());
+        let nearest = quoted(nearest(name, model.feature_names().iter().map(String::as_str)).unwrap_or_default());
         let model = clip(&model.name, 60);
         format!("{place}: model {model} has no such feature; did you mean {nearest}?")
+    }
+
+    /// A cell of the ordered rows, as its sender wrote it.
+    fn cell(&self, row: usize, column: usize, model: &ModelEntry) -> String {
+        match (self.named(), self.many()) {
+            (true, _) => self.place(row, model.feature_names().get(column).map_or("", String::as_str)),
+            (false, true) => format!("features[{row}][{column}]"),
+            (false, false) => format!("features[{column}]"),
+        }
     }
 
     fn place(&self, row: usize, name: &str) -> String {
@@ -180,23 +212,45 @@ fn next_name(names: &[u8]) -> Option<(&str, &[u8])> {
 /// Where in a row the reading stands.
 #[derive(Clone, Copy, Debug)]
 enum Column {
-    Index(usize),
+    Index(u32),
     Name(Span),
+}
+
+/// Where in `features` the reading stands.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    item: Option<u32>,
+    column: Option<Column>,
+}
+
+impl Place {
+    /// As messages show it: `features[1]["age"]`.
+    fn shown(self, chunk: &Chunk) -> String {
+        let item = self.item.map_or_else(String::new, |index| format!("[{index}]"));
+        let column = match self.column {
+            None => String::new(),
+            Some(Column::Index(index)) => format!("[{index}]"),
+            Some(Column::Name(name)) => format!("[{}]", quoted(chunk.str(name))),
+        };
+        format!("features{item}{column}")
+    }
 }
 
 /// Reads `features` into the chunk's arenas. The first fault is kept and the reading goes on.
 pub(super) struct FeatureReader<'c> {
     chunk: &'c mut Chunk,
+    /// Where the text features begin that are read.
+    texts: TextMark,
     layout: Layout,
-    fault: Option<String>,
-    item: Option<usize>,
-    column: Option<Column>,
+    fault: Option<Fault>,
+    at: Place,
 }
 
 impl<'c> FeatureReader<'c> {
     /// A reader to the end of the chunk's arenas.
     pub(super) fn new(chunk: &'c mut Chunk) -> Self {
-        Self { chunk, layout: Layout::default(), fault: None, item: None, column: None }
+        let texts = chunk.texts_mut().mark();
+        Self { chunk, texts, layout: Layout::default(), fault: None, at: Place::default() }
     }
 
     /// How the values lie.
@@ -204,33 +258,33 @@ impl<'c> FeatureReader<'c> {
         self.layout
     }
 
-    /// The first fault, as a message.
-    pub(super) fn take_fault(&mut self) -> Option<String> {
+    /// The first fault.
+    pub(super) fn take_fault(&mut self) -> Option<Fault> {
         self.fault.take()
     }
 
     /// Where the reading stands: `features[1]["age"]`.
     pub(super) fn place(&self) -> String {
-        let item = self.item.map_or_else(String::new, |index| format!("[{index}]"));
-        let column = match self.column {
-            None => String::new(),
-            Some(Column::Index(index)) => format!("[{index}]"),
-            Some(Column::Name(name)) => format!("[{}]", quoted(self.chunk.str(name))),
-        };
-        format!("features{item}{column}")
+        self.at.shown(self.chunk)
     }
 
     fn fault(&mut self, level: Level, got: &Scalar<'_>) {
         if self.fault.is_some() {
             return;
         }
-        let wants = match (level, self.layout.shape) {
-            (Level::Whole, _) => "a row of numbers, rows, or an object by feature name",
-            (Level::Item, Some(Shape::Rows)) => "a row of numbers, as the rows before it",
-            (Level::Item, Some(Shape::NamedRows)) => "an object by feature name, as the rows before it",
-            (Level::Item | Level::Cell, _) => "a number or null",
-        };
-        self.fault = Some(format!("{}: got {got}, wants {wants}", self.place()));
+        let got = format!("{}: got {got}", self.place());
+        self.fault = Some(match (level, self.layout.shape) {
+            (Level::Whole, _) => {
+                Fault::Said(format!("{got}, wants a row of numbers, rows, or an object by feature name"))
+            }
+            (Level::Item, Some(Shape::Rows)) => {
+                Fault::Said(format!("{got}, wants a row of numbers, as the rows before it"))
+            }
+            (Level::Item, Some(Shape::NamedRows)) => {
+                Fault::Said(format!("{got}, wants an object by feature name, as the rows before it"))
+            }
+            (Level::Item | Level::Cell, _) => Fault::Cell(got),
+        });
     }
 
     /// Whether an item of this shape fits those before it. The first decides.
@@ -252,19 +306,36 @@ impl<'c> FeatureReader<'c> {
         }
     }
 
+    fn text(&mut self, level: Level, text: &str) {
+        let fits = match level {
+            Level::Whole => false,
+            Level::Item => self.fits(Shape::Row),
+            Level::Cell => true,
+        };
+        if !fits {
+            return self.fault(level, &Scalar::Text(text.into()));
+        }
+        let place = self.at;
+        self.layout.first_text.get_or_insert(place);
+        let texts = self.chunk.texts_mut();
+        let cell = text_cell(texts.len_since(self.texts));
+        texts.push(Some(text));
+        self.chunk.features_mut().push(cell);
+    }
+
     /// A list of numbers, or of rows.
     fn list<'a, A: SeqAccess<'a>>(&mut self, mut seq: A) -> Result<(), A::Error> {
         let mut items = 0;
         loop {
-            self.item = Some(items);
+            self.at.item = Some(items);
             if seq.next_element_seed(Slot { reader: self, level: Level::Item })?.is_none() {
                 break;
             }
             items += 1;
         }
-        self.item = None;
+        self.at.item = None;
         if self.layout.shape.is_none_or(|shape| shape == Shape::Row) {
-            self.end_row(items);
+            self.end_row(items as usize);
         }
         Ok(())
     }
@@ -272,28 +343,28 @@ impl<'c> FeatureReader<'c> {
     fn row<'a, A: SeqAccess<'a>>(&mut self, mut seq: A) -> Result<(), A::Error> {
         let mut cells = 0;
         loop {
-            self.column = Some(Column::Index(cells));
+            self.at.column = Some(Column::Index(cells));
             if seq.next_element_seed(Slot { reader: self, level: Level::Cell })?.is_none() {
                 break;
             }
             cells += 1;
         }
-        self.column = None;
-        self.end_row(cells);
+        self.at.column = None;
+        self.end_row(cells as usize);
         Ok(())
     }
 
     fn named<'a, A: MapAccess<'a>>(&mut self, mut map: A) -> Result<(), A::Error> {
         let mut cells = 0;
         while let Some(name) = map.next_key_seed(NameSeed { chunk: self.chunk })? {
-            self.column = Some(Column::Name(name));
+            self.at.column = Some(Column::Name(name));
             map.next_value_seed(Slot { reader: self, level: Level::Cell })?;
             cells += 1;
         }
-        self.column = None;
+        self.at.column = None;
         self.chunk.text_mut().push(ROW_END);
         if cells == 0 && self.fault.is_none() {
-            self.fault = Some(format!("{}: got an empty object, wants one feature or more", self.place()));
+            self.fault = Some(Fault::Said(format!("{}: got an empty object, wants one feature or more", self.place())));
         }
         self.layout.rows += 1;
         Ok(())
@@ -323,9 +394,9 @@ impl<'a> DeserializeSeed<'a> for &mut FeatureReader<'_> {
 enum Level {
     /// It is the value of `features`.
     Whole,
-    /// It is in the outer list: a number or a row.
+    /// It is in the outer list: a number, a string or a row.
     Item,
-    /// It is in a row that is itself an item, or in an object: a number.
+    /// It is in a row that is itself an item, or in an object: a number or a string.
     Cell,
 }
 
@@ -380,7 +451,7 @@ impl<'a> Visitor<'a> for Slot<'_, '_> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.reader.fault(self.level, &Scalar::Text(text.into()));
+        self.reader.text(self.level, text);
         Ok(())
     }
 

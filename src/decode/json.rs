@@ -28,7 +28,27 @@ pub(super) struct Body<'a> {
     /// How the features lie; `None` when the body has none.
     pub(super) layout: Option<Layout>,
     /// The first thing that was wrong.
-    pub(super) fault: Option<String>,
+    pub(super) fault: Option<Fault>,
+}
+
+/// What was wrong.
+#[derive(Debug, PartialEq)]
+pub(super) enum Fault {
+    /// The message.
+    Said(String),
+    /// Where in `features` what was found; what is wanted there hangs on the model.
+    Cell(String),
+}
+
+impl Fault {
+    /// The message, for a model that takes text or not.
+    pub(super) fn message(self, takes_text: impl FnOnce() -> bool) -> String {
+        match self {
+            Self::Said(message) => message,
+            Self::Cell(got) if takes_text() => format!("{got}, wants a number, a string or null"),
+            Self::Cell(got) => format!("{got}, wants a number or null"),
+        }
+    }
 }
 
 /// A request's id.
@@ -83,7 +103,7 @@ pub(super) fn read<'a>(payload: &'a [u8], chunk: &mut Chunk) -> Body<'a> {
     let place = reader.place();
     let mut body = reader.body;
     if let Err(error) = read {
-        body.fault = Some(not_json(&error, payload, &place));
+        body.fault = Some(Fault::Said(not_json(&error, payload, &place)));
         body.id = salvage::id_of_broken(payload).and_then(|id| usable_id(id).ok());
     }
     body
@@ -100,7 +120,7 @@ struct BodyReader<'c, 'a> {
 impl<'a> BodyReader<'_, 'a> {
     fn fault(&mut self, message: impl FnOnce() -> String) {
         if self.body.fault.is_none() {
-            self.body.fault = Some(message());
+            self.body.fault = Some(Fault::Said(message()));
         }
     }
 
@@ -148,9 +168,8 @@ impl<'a> BodyReader<'_, 'a> {
 
     fn take_features(&mut self) {
         self.body.layout = Some(self.features.layout());
-        if let Some(message) = self.features.take_fault() {
-            self.fault(|| message);
-        }
+        let fault = self.features.take_fault();
+        self.body.fault = self.body.fault.take().or(fault);
     }
 }
 

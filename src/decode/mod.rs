@@ -2,18 +2,19 @@
 //! or rejected, or skips it (a tombstone of a compacted topic).
 //!
 //! The way through the files: `headers` collects what the record's headers say, `address` finds where the reply goes,
-//! `scan` reads the usual body and `json` every other, `features` reads its numbers into the chunk's arena and orders
-//! them for the model, and this page puts them together. `decimal` turns the scanner's digits into numbers; `salvage`
+//! `scan` reads the usual body and `json` every other, `features` reads its numbers and strings into the chunk's arenas and
+//! orders them for the model, `kinds` holds them against what its columns take, and this page puts them together. `decimal` turns the scanner's digits into numbers; `salvage`
 //! finds the id of a body that is no JSON, so that its error reply carries it.
 //!
-//! Invariants: no I/O and no clock; nothing panics, whatever the bytes; a rejected record leaves no number in the chunk's
-//! feature arena; a message to a sender holds at most 300 characters.
+//! Invariants: no I/O and no clock; nothing panics, whatever the bytes; a rejected record leaves no number and no
+//! string in the chunk's feature arenas; a message to a sender holds at most 300 characters.
 
 mod address;
 mod decimal;
 mod features;
 mod headers;
 mod json;
+mod kinds;
 mod message;
 mod salvage;
 mod scan;
@@ -28,7 +29,7 @@ use self::features::Marks;
 use self::headers::Headers;
 use self::json::{Body, Id, Scalar};
 use self::message::{bad_request, clip, nearest_first, quoted, quoted_bytes, reject};
-pub use self::schema::{RequestBody, RequestFeatures, RequestId, request_schema};
+pub use self::schema::{FeatureValue, RequestBody, RequestFeatures, RequestId, request_schema};
 use crate::config::{DeadlineFrom, TopicPattern};
 use crate::model::{Catalog, LevelTimeout, ModelEntry};
 use crate::record::{Chunk, ErrorCode, Message, ModelId, NewRequest, Priority, Reject, ReplyAddress, Span, Work};
@@ -118,7 +119,7 @@ impl RouteDecoder {
             Err(reject) => (None, address_fault.and(Err(reject))),
         };
         if work.is_err() {
-            chunk.features_mut().truncate(marks.features);
+            marks.take_features_back(chunk);
         }
         chunk.text_mut().truncate(marks.names);
 
@@ -177,7 +178,8 @@ impl Reading<'_, '_> {
     /// The work of a body, its rows ordered for the model and left in the chunk's feature arena from the mark on.
     fn work(&self, body: Body<'_>, catalog: &Catalog, chunk: &mut Chunk, marks: Marks) -> Result<Work, Reject> {
         if let Some(fault) = body.fault {
-            return Err(bad_request(fault));
+            let takes_text = || self.model(body.model.as_ref(), catalog).is_ok_and(|model| model.kinds.has_text());
+            return Err(bad_request(fault.message(takes_text)));
         }
         let Some(layout) = body.layout else {
             return Err(bad_request("features: missing, wants a row of numbers, rows, or an object by feature name"));
@@ -189,6 +191,9 @@ impl Reading<'_, '_> {
         let rows = layout.rows_for(model, values_max, chunk, marks)?;
         let mut work = chunk.work(model.id, marks.features, rows, layout.many(), priority, deadline);
         work.retries = self.route.retries;
+        if model.kinds.has_text() {
+            chunk.attach_texts(&mut work, marks.texts);
+        }
         Ok(work)
     }
 

@@ -42,18 +42,28 @@ pub enum RequestId {
     Integer(i64),
 }
 
+/// The value of one feature.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum FeatureValue {
+    /// A finite number; a whole one where the model takes integers.
+    Number(f64),
+    /// For the features that the model takes as text, and for no other.
+    Text(String),
+}
+
 /// Features of one row or of several. `null` is a missing value; Infinity is not accepted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum RequestFeatures {
     /// One row: as many values as the model has features, in its order.
-    Row(Vec<Option<f64>>),
+    Row(Vec<Option<FeatureValue>>),
     /// Several rows, each as `Row`; the prediction is then a list of lists.
-    Rows(Vec<Vec<Option<f64>>>),
+    Rows(Vec<Vec<Option<FeatureValue>>>),
     /// One row by feature name, in any order; a name that is left out is a missing value, an unknown one is an error.
-    Named(BTreeMap<String, Option<f64>>),
+    Named(BTreeMap<String, Option<FeatureValue>>),
     /// Several rows by feature name.
-    NamedRows(Vec<BTreeMap<String, Option<f64>>>),
+    NamedRows(Vec<BTreeMap<String, Option<FeatureValue>>>),
 }
 
 /// The JSON Schema of a request.

@@ -1,32 +1,50 @@
 //! One case each, with the exact message, and the decoder against a naive reading. The models: `higgs` (28 features, 3
-//! levels, no timeout) and `people` (`age`, `wage`, `height`; 5 levels, 100 ms).
+//! levels, no timeout) and `people` (`age`, `wage`, `height`; 5 levels, 100 ms); and where texts are tested, `visits` (`age`,
+//! `city` as text, `count` as a 32-bit integer, `plan` as text; 1 level).
 
 mod body;
 mod headers;
 mod naive;
 mod terms;
+mod text;
 mod usual;
 
 use std::sync::LazyLock;
 
 use super::*;
-use crate::model::{LevelTimeout, ModelSchema, ModelType, RowType};
-use crate::record::{PartitionId, Position, Request};
+use crate::model::{FeatureKind, FeatureKinds, LevelTimeout, ModelSchema, ModelType, RowType};
+use crate::record::{PartitionId, Position, Request, TextMark};
 
 const HIGGS: ModelId = ModelId(0);
 const PEOPLE: ModelId = ModelId(1);
+const VISITS: ModelId = ModelId(2);
 const NOW_MS: i64 = 1_700_000_000_000;
 
 static ARRIVED: LazyLock<Instant> = LazyLock::new(crate::clock::now);
 
-fn catalog() -> Catalog {
-    let schema = |names: Vec<String>| ModelSchema {
+fn schema(names: Vec<String>) -> ModelSchema {
+    ModelSchema {
         model_type: ModelType::LightGbm,
         feature_names: names,
+        kinds: FeatureKinds::default(),
         row_type: RowType::F64,
         outputs: 1,
         details: Vec::new(),
-    };
+    }
+}
+
+/// The two models of numbers, and `visits`.
+fn catalog_with_text() -> Catalog {
+    let names = ["age", "city", "count", "plan"].map(str::to_owned).to_vec();
+    let kinds = vec![FeatureKind::Number, FeatureKind::Text, FeatureKind::INT32, FeatureKind::Text];
+    let visits = ModelSchema { kinds: FeatureKinds::new(kinds), ..schema(names) };
+    let mut catalog = catalog();
+    let level = Priority::new(1).unwrap();
+    catalog.put(ModelEntry::new(VISITS, "visits", &visits, vec![LevelTimeout::default()], level));
+    catalog
+}
+
+fn catalog() -> Catalog {
     let level = |level| Priority::new(level).unwrap();
     let higgs = schema((0..28).map(|index| format!("f{index}")).collect());
     let people = schema(["age", "wage", "height"].map(str::to_owned).to_vec());
@@ -68,11 +86,16 @@ struct One(Chunk);
 
 impl One {
     fn decode(route: &RouteDecoder, message: &Message<'_>) -> Self {
+        Self::decode_for(&catalog(), route, message)
+    }
+
+    fn decode_for(catalog: &Catalog, route: &RouteDecoder, message: &Message<'_>) -> Self {
         let mut chunk = Chunk::default();
-        assert_eq!(route.decode(message, received(), &catalog(), &mut chunk), Decoded::Request);
+        assert_eq!(route.decode(message, received(), catalog, &mut chunk), Decoded::Request);
         assert_eq!(chunk.requests().len(), 1);
         if chunk.requests()[0].work.is_err() {
             assert!(chunk.features_mut().is_empty(), "a rejected record leaves no numbers");
+            assert_eq!(chunk.texts_mut().len_since(TextMark::default()), 0, "and no texts");
         }
         Self(chunk)
     }

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::decode::{Received, RequestId, RouteDecoder};
 use crate::model::{
-    Catalog, LoadedModel, Model, ModelEntry, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+    Catalog, FeatureKinds, LoadedModel, Model, ModelEntry, ModelError, ModelSchema, ModelType, RowType, Rows,
+    ScoreError, Scorer,
 };
 use crate::record::{Chunk, Message, ModelId, PartitionId, Position, Priority};
 
@@ -36,6 +37,7 @@ fn schema() -> ModelSchema {
     ModelSchema {
         model_type: ModelType::LightGbm,
         feature_names: vec!["a".to_owned(), "b".to_owned()],
+        kinds: FeatureKinds::default(),
         row_type: RowType::F64,
         outputs: 1,
         details: Vec::new(),

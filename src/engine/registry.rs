@@ -404,7 +404,7 @@ fn entry(id: ModelId, spec: &ModelSpec, loaded: &LoadedModel) -> ModelEntry {
 /// A version replaces another only if records that were decoded for the one can be scored by the other.
 fn fits(spec: &ModelSpec, model: &dyn Model, serving: &Release) -> Result<(), ModelError> {
     let (old, new) = (serving.loaded().schema(), model.schema());
-    let differ = if old.feature_names != new.feature_names {
+    let differ = if old.feature_names != new.feature_names || old.kinds != new.kinds {
         "features"
     } else if old.outputs != new.outputs {
         "outputs"

@@ -1,9 +1,9 @@
-//! What a decoder must know of the loaded models: their names, slots, widths, feature names and queue settings.
+//! What a decoder must know of the loaded models: their names, slots, widths, features and queue settings.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::ModelSchema;
+use super::{FeatureKinds, ModelSchema};
 use crate::record::{ModelId, Priority};
 
 /// One model as a decoder sees it.
@@ -15,10 +15,13 @@ pub struct ModelEntry {
     pub name: String,
     /// Features a row.
     pub width: usize,
+    /// What its columns hold.
+    pub kinds: FeatureKinds,
     /// How long a request may wait, for each level of its queue: level 1, the highest, first.
     pub timeouts: Vec<LevelTimeout>,
     /// The level of a request that names none.
     pub priority_default: Priority,
+    feature_names: Vec<String>,
     feature_index: HashMap<String, usize>,
 }
 
@@ -51,7 +54,9 @@ impl ModelEntry {
     ) -> Self {
         let feature_index =
             schema.feature_names.iter().enumerate().map(|(index, name)| (name.clone(), index)).collect();
-        Self { id, name: name.to_owned(), width: schema.width(), timeouts, priority_default, feature_index }
+        let (name, width, kinds) = (name.to_owned(), schema.width(), schema.kinds.clone());
+        let feature_names = schema.feature_names.clone();
+        Self { id, name, width, kinds, timeouts, priority_default, feature_names, feature_index }
     }
 
     /// Levels of its queue; a request's priority must lie in 1 to this.
@@ -72,9 +77,10 @@ impl ModelEntry {
         self.feature_index.get(name).copied()
     }
 
-    /// The features' names, in no particular order.
-    pub fn feature_names(&self) -> impl Iterator<Item = &str> {
-        self.feature_index.keys().map(String::as_str)
+    /// The features' names, in the model's order.
+    #[must_use]
+    pub fn feature_names(&self) -> &[String] {
+        &self.feature_names
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use super::{FeatureKinds, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 use crate::forest::read::{self, FeatureNames, Format, ModelFile};
 use crate::forest::{self, Body, Compiled, Float, ForestParts, Mismatch, Results, Scratch};
 
@@ -41,6 +41,7 @@ impl CompiledModel {
         let schema = ModelSchema {
             model_type,
             feature_names: feature_names(&read.feature_names, compiled.features()),
+            kinds: FeatureKinds::default(),
             row_type,
             outputs: compiled.predictions(),
             details: details(&read, &compiled),
@@ -152,9 +153,9 @@ mod tests {
         let mut scorer = model.scorer().unwrap();
         let mut scores = [f64::NAN; 3];
         let (rows, singles) = (vec![0.5; 3 * 28], vec![0.5_f32; 28]);
-        scorer.score(Rows { values: Values::F64(&rows), width: 28 }, &mut scores).unwrap();
+        scorer.score(Rows::numbers(Values::F64(&rows), 28), &mut scores).unwrap();
         assert!(scores.iter().all(|score| (0.0..1.0).contains(score) && score.to_bits() == scores[0].to_bits()));
-        let error = scorer.score(Rows { values: Values::F32(&singles), width: 28 }, &mut scores[..1]).unwrap_err();
+        let error = scorer.score(Rows::numbers(Values::F32(&singles), 28), &mut scores[..1]).unwrap_err();
         assert!(error.to_string().contains("wants f64 rows"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::made_up::by_kind;
 use super::validate::{made_up, narrow};
 use super::{ModelSchema, RowType, Rows, ScoreError, Scorer, Values};
 use crate::clock;
@@ -18,8 +19,10 @@ pub(super) fn nanos_a_row(schema: &ModelSchema, scorer: &mut dyn Scorer, batch: 
     let rows = made_up(width, &scorer.asking());
     // A model that may be asked about few rows scores them several times over.
     let rows = rows.repeat((batch * width).div_ceil(rows.len()));
+    let (rows, texts) = by_kind(&schema.kinds, &rows, width);
+    let text_width = schema.kinds.text_columns().len();
     let narrowed: Vec<f32> = rows.iter().map(|&value| narrow(value)).collect();
-    let places = |call: usize| call * batch * width..(call + 1) * batch * width;
+    let places = |call: usize, width: usize| call * batch * width..(call + 1) * batch * width;
     let calls = (rows.len() / width / batch).clamp(1, CALLS_MAX);
     let mut scores = vec![0.0; batch * schema.outputs];
     let (start, mut best) = (clock::now(), f64::INFINITY);
@@ -27,10 +30,11 @@ pub(super) fn nanos_a_row(schema: &ModelSchema, scorer: &mut dyn Scorer, batch: 
         let from = clock::now();
         for call in 0..calls {
             let values = match schema.row_type {
-                RowType::F64 => Values::F64(&rows[places(call)]),
-                RowType::F32 => Values::F32(&narrowed[places(call)]),
+                RowType::F64 => Values::F64(&rows[places(call, width)]),
+                RowType::F32 => Values::F32(&narrowed[places(call, width)]),
             };
-            scorer.score(Rows { values, width }, &mut scores)?;
+            let texts = &texts[places(call, text_width)];
+            scorer.score(Rows { values, width, texts }, &mut scores)?;
         }
         let now = clock::now();
         best = best.min((now - from).as_secs_f64() * 1e9 / (calls * batch) as f64);

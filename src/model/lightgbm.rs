@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use lightgbm3::Booster;
 
-use super::{Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use super::{FeatureKinds, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 
 /// Parameters of every call: the score threads are ours, so the library is to start none of its own.
 const PREDICT_PARAMS: &str = "num_threads=1 verbosity=-1";
@@ -44,6 +44,7 @@ impl LightGbmModel {
         let schema = ModelSchema {
             model_type: ModelType::LightGbm,
             feature_names: header.feature_names,
+            kinds: FeatureKinds::default(),
             row_type: RowType::F64,
             outputs,
             details: header.details,

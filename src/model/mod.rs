@@ -13,9 +13,11 @@ mod catalog;
 pub mod compare;
 mod compiled;
 mod cost;
+mod features;
 #[cfg(feature = "lightgbm")]
 mod lightgbm;
 mod load;
+mod made_up;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod options;
@@ -31,6 +33,7 @@ use std::str::FromStr;
 use parking_lot::{Mutex, MutexGuard};
 
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
+pub use self::features::{FeatureKind, FeatureKinds, NotWhole};
 pub use self::load::{ModelBytes, load, model_type_of};
 pub use self::options::LoadOptions;
 use self::validate::{Asking, Sample, Validation};
@@ -191,6 +194,8 @@ pub struct ModelSchema {
     pub model_type: ModelType,
     /// Features a row, in the model's order.
     pub feature_names: Vec<String>,
+    /// What its columns hold.
+    pub kinds: FeatureKinds,
     /// The float type that its rows are scored in: its own library's.
     pub row_type: RowType,
     /// Scores a row: 1 for regression and binary, one per class for multi-class.
@@ -229,13 +234,21 @@ pub enum Values<'a> {
 /// Rows to score: row-major, all of one width. A missing value is NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// `count * width` values.
+    /// `count * width` values; NaN in text columns.
     pub values: Values<'a>,
     /// Features a row.
     pub width: usize,
+    /// `count` times a cell for each text column of the model, in the order of its columns; `None` is a missing value.
+    pub texts: &'a [Option<&'a str>],
 }
 
 impl<'a> Rows<'a> {
+    /// Rows of a model without text columns.
+    #[must_use]
+    pub fn numbers(values: Values<'a>, width: usize) -> Self {
+        Self { values, width, texts: &[] }
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn count(&self) -> usize {

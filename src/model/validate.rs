@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::made_up::by_kind;
 use super::{ModelError, ModelSchema, RowType, Rows, Scorer, Values};
 
 /// How a model may be asked about made-up rows. The default is a model whose own code this process runs: it takes any
@@ -58,6 +59,8 @@ impl Repeats {
 pub struct Sample {
     /// Row-major features.
     pub rows: Vec<f64>,
+    /// Their texts, a cell for each text column.
+    pub texts: Vec<Option<String>>,
     /// Row-major outputs of the original library.
     pub expected: Vec<f64>,
     /// The largest difference that counts as equal.
@@ -141,16 +144,24 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// Scores made-up numbers, or what they stand for in columns of another kind.
     pub(super) fn score(&mut self, values: &[f64]) -> Result<Vec<f64>, String> {
+        let (values, texts) = by_kind(&self.schema.kinds, values, self.schema.width());
+        self.score_cells(&values, &texts)
+    }
+
+    fn score_cells(&mut self, values: &[f64], texts: &[Option<&str>]) -> Result<Vec<f64>, String> {
         let width = self.schema.width();
         let mut scores = vec![0.0; values.len() / width * self.schema.outputs];
-        let scored = match self.schema.row_type {
-            RowType::F64 => self.scorer.score(Rows { values: Values::F64(values), width }, &mut scores),
+        let narrowed: Vec<f32>;
+        let values = match self.schema.row_type {
+            RowType::F64 => Values::F64(values),
             RowType::F32 => {
-                let values: Vec<f32> = values.iter().map(|&value| narrow(value)).collect();
-                self.scorer.score(Rows { values: Values::F32(&values), width }, &mut scores)
+                narrowed = values.iter().map(|&value| narrow(value)).collect();
+                Values::F32(&narrowed)
             }
         };
+        let scored = self.scorer.score(Rows { values, width, texts }, &mut scores);
         scored.map(|()| scores).map_err(|error| error.to_string())
     }
 
@@ -239,7 +250,8 @@ fn permuted(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], repeats: Repeat
 
 fn meets(scorer: &mut Asked<'_>, sample: &Sample, width: usize, outputs: usize) -> Check {
     let name = "expected outputs";
-    match scorer.score(&sample.rows) {
+    let texts: Vec<Option<&str>> = sample.texts.iter().map(Option::as_deref).collect();
+    match scorer.score_cells(&sample.rows, &texts) {
         Err(error) => Check { name, passed: false, detail: error },
         Ok(scores) => {
             let differences = scores.iter().zip(&sample.expected).map(|(own, expected)| (own - expected).abs());
@@ -278,7 +290,7 @@ pub(super) fn made_up(width: usize, asking: &Asking) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ModelType, ScoreError};
+    use super::super::{FeatureKinds, ModelType, ScoreError};
     use super::*;
 
     struct Fake(fn(&[f64], usize) -> f64);
@@ -314,6 +326,7 @@ mod tests {
         let schema = ModelSchema {
             model_type: ModelType::LightGbm,
             feature_names,
+            kinds: FeatureKinds::default(),
             row_type: RowType::F64,
             outputs: 1,
             details: Vec::new(),
@@ -360,12 +373,13 @@ mod tests {
     fn a_sample_is_met_within_its_tolerance_and_never_by_nan() {
         let model = || Fake(|row, _| first(row));
         let check = |expected: f64, tolerance| {
-            let sample = Sample { rows: vec![2.0, 0.0, 2.0, 0.0], expected: vec![expected, 2.0], tolerance };
+            let sample =
+                Sample { rows: vec![2.0, 0.0, 2.0, 0.0], texts: Vec::new(), expected: vec![expected, 2.0], tolerance };
             ask(model(), Some(&sample)).unwrap().passed()
         };
         assert!(check(2.0, 0.0) && check(2.1, 0.2));
         assert!(!check(2.1, 0.01) && !check(f64::NAN, 1.0));
-        let sample = Sample { rows: vec![1.0; 3], expected: vec![1.0], tolerance: 0.0 };
+        let sample = Sample { rows: vec![1.0; 3], texts: Vec::new(), expected: vec![1.0], tolerance: 0.0 };
         assert!(ask(model(), Some(&sample)).is_err());
     }
 }

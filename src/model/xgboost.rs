@@ -9,7 +9,7 @@ mod library;
 
 use self::header::Header;
 use self::library::Booster;
-use super::{Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use super::{FeatureKinds, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
 
 /// A parsed XGBoost model.
 pub(super) struct XgBoostModel {
@@ -28,6 +28,7 @@ impl XgBoostModel {
         let schema = ModelSchema {
             model_type: ModelType::XgBoost,
             feature_names: header.feature_names,
+            kinds: FeatureKinds::default(),
             row_type: RowType::F32,
             outputs: header.outputs,
             details: header.details,

@@ -9,7 +9,7 @@ use super::failpoints;
 use super::matrix::{Matrix, NodePools};
 use crate::batch::Entry;
 use crate::model::{ModelSchema, Rows, ScoreError, Scorer};
-use crate::record::{ErrorCode, Reject};
+use crate::record::{ErrorCode, Reject, Texts};
 
 /// For each request of a batch its first row in the scores, or why it has none.
 pub(super) type Outcomes = Vec<Result<usize, Reject>>;
@@ -19,15 +19,30 @@ pub(super) fn features_of(entry: &Entry<Queued>) -> &[f64] {
     ticket.request().work.as_ref().map_or(&[], |work| ticket.chunk.rows(work))
 }
 
+pub(super) fn texts_of(entry: &Entry<Queued>) -> Texts<'_> {
+    let ticket = &entry.item.ticket;
+    ticket.request().work.as_ref().map_or(Texts::NONE, |work| ticket.chunk.texts(work))
+}
+
+/// Whether a request's features are as many, and as many of them texts, as a model of this schema takes.
+pub(super) fn fits(entry: &Entry<Queued>, schema: &ModelSchema) -> bool {
+    let rows = entry.rows as usize;
+    features_of(entry).len() == rows * schema.width()
+        && texts_of(entry).len() == rows * schema.kinds.text_columns().len()
+}
+
 /// Puts the rows of all requests into a matrix for a model of that schema, and gives each its first row there. A request
 /// decoded for another width (the model was swapped meanwhile) is refused, and so is one with a value that the model
 /// cannot take.
-pub(super) fn lay_out(batch: &[Entry<Queued>], schema: &ModelSchema, pools: &NodePools) -> (Matrix, Outcomes) {
-    let width = schema.width();
+pub(super) fn lay_out<'b>(
+    batch: &'b [Entry<Queued>],
+    schema: &ModelSchema,
+    pools: &NodePools,
+) -> (Matrix<'b>, Outcomes) {
     let mut rows = 0;
     let outcomes = batch.iter().map(|entry| {
-        let wide = entry.rows as usize * width;
-        if features_of(entry).len() != wide {
+        if !fits(entry, schema) {
+            let width = schema.width();
             let message = format!("the model was replaced by one of {width} features while this request waited");
             return Err(Reject::new(ErrorCode::ModelError, message));
         }
@@ -35,10 +50,10 @@ pub(super) fn lay_out(batch: &[Entry<Queued>], schema: &ModelSchema, pools: &Nod
         Ok(rows - entry.rows as usize)
     });
     let mut outcomes: Outcomes = outcomes.collect();
-    let mut matrix = Matrix::new(pools, schema.row_type, rows, width);
+    let mut matrix = Matrix::new(pools, schema, rows);
     for (entry, outcome) in batch.iter().zip(&mut outcomes) {
         if let Ok(first) = outcome
-            && let Err(reject) = matrix.put(*first, features_of(entry))
+            && let Err(reject) = matrix.put(*first, features_of(entry), texts_of(entry))
         {
             *outcome = Err(reject);
         }
@@ -51,7 +66,7 @@ pub(super) fn lay_out(batch: &[Entry<Queued>], schema: &ModelSchema, pools: &Nod
 pub(super) fn score(
     scorer: &mut dyn Scorer,
     batch: &[Entry<Queued>],
-    matrix: &Matrix,
+    matrix: &Matrix<'_>,
     outcomes: &mut [Result<usize, Reject>],
     scores: &mut [f64],
 ) -> Vec<usize> {
@@ -85,7 +100,7 @@ pub(super) fn score_caught(
 fn score_one_by_one(
     scorer: &mut dyn Scorer,
     batch: &[Entry<Queued>],
-    matrix: &Matrix,
+    matrix: &Matrix<'_>,
     outcomes: &mut [Result<usize, Reject>],
     scores: &mut [f64],
     batch_error: &ScoreError,

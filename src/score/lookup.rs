@@ -21,13 +21,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use self::in_flight::InFlight;
-use super::attempt::{Outcomes, features_of};
+use super::attempt::{Outcomes, features_of, fits, texts_of};
 use super::{Queued, Scheduler, Scored, Turn};
 use crate::batch::Entry;
 use crate::cache::{CacheKey, CachePolicy, Look, LookPolicy, LruTtlCache, Observed, RowHasher, Secret, Tally};
 use crate::clock;
 use crate::model::LoadedModel;
-use crate::record::ModelId;
+use crate::record::{ModelId, Texts};
 
 /// The batch at which scoring a row is held against looking it up.
 const BATCH_USUAL: usize = 64;
@@ -71,8 +71,9 @@ impl ResultCache {
         let (schema, slot) = (model.schema(), id.0 as usize);
         // No two loads of an engine share slot and version; what else makes scores is there for the reader's peace.
         let (row_type, width, outputs) = (schema.row_type, schema.width(), schema.outputs);
+        let (version, texts) = (model.version(), schema.kinds.text_columns().len());
         let scope =
-            format!("{slot} {} {} {row_type:?} {width} {outputs} {}", model.version(), model.sha256(), model.name());
+            format!("{slot} {version} {} {row_type:?} {width} {texts} {outputs} {}", model.sha256(), model.name());
         let keys = RowHasher::new(&self.secret, scope.as_bytes());
         let admitted = if self.policy.auto {
             self.measure(model, &keys).map(|score_ns| Some(Mutex::new(LookPolicy::new(score_ns))))
@@ -117,7 +118,7 @@ fn nanos_a_lookup(keys: &RowHasher, width: usize, policy: CachePolicy) -> f64 {
     let (mut row, mut tally) = (vec![0.5; width], Tally::default());
     let mut look_up = |number| {
         row[0] = f64::from(number);
-        let key = keys.key(&row);
+        let key = keys.key(&row, Texts::NONE);
         let mut flights = in_flight.lock(key);
         let now = clock::now();
         if results.get(key, now, &mut tally, |scores| scores[0]).is_none() {
@@ -186,14 +187,14 @@ impl Scheduler {
             Leads { scheduler: self, cache, admitted, id: turn.id, keys: Vec::new(), ended: 0, seen: Seen::default() };
         let (mut hits, mut rest) = (Hits::default(), Vec::with_capacity(batch.len()));
         for entry in batch {
-            let features = features_of(&entry);
+            let (features, texts) = (features_of(&entry), texts_of(&entry));
             let rows = entry.rows as usize;
             // Of another width: its model was replaced, and scoring will say so.
-            if features.len() != rows * schema.width() || !look.includes(features) {
+            if !fits(&entry, schema) || !look.includes(features, texts) {
                 rest.push(entry);
                 continue;
             }
-            let key = leads.admitted.keys.key(features);
+            let key = leads.admitted.keys.key(features, texts);
             let first = hits.scores.len() / schema.outputs.max(1);
             let seen = &mut leads.seen;
             match cache.way_of(key, entry, started, &mut hits.scores, &mut seen.tally) {

@@ -1,14 +1,14 @@
-//! A batch's rows in one pooled buffer, in the float type of the model's own library.
+//! A batch's rows in one pooled buffer, in the float type of the model's own library; and their texts, where they are.
 
 use std::ops::Range;
 
 use crate::batch::{MemoryPool, PooledBuffer};
 use crate::metrics::MemoryPoolSnapshot;
 use crate::model::validate::narrow;
-use crate::model::{RowType, Rows, Values};
+use crate::model::{ModelSchema, RowType, Rows, Values};
 use crate::placement::Plan;
 use crate::placement::memory::MemoryPolicy;
-use crate::record::Reject;
+use crate::record::{Reject, Texts};
 
 /// Batch buffers that a node keeps for reuse, of each float type: a score thread needs one at a time, of a few MiB at the
 /// most.
@@ -70,11 +70,14 @@ impl NodePools {
     }
 }
 
-/// The rows of one batch. Places that nothing was put in read as 0.
-pub(super) struct Matrix {
+/// The rows of one batch. Places that nothing was put in read as 0, or as a missing text.
+pub(super) struct Matrix<'b> {
     values: Buffer,
     width: usize,
     count: usize,
+    texts: Vec<Option<&'b str>>,
+    /// Text columns.
+    text_width: usize,
 }
 
 enum Buffer {
@@ -82,13 +85,14 @@ enum Buffer {
     F64(PooledBuffer<f64>),
 }
 
-impl Matrix {
-    pub(super) fn new(pools: &NodePools, row_type: RowType, count: usize, width: usize) -> Self {
-        let values = match row_type {
+impl<'b> Matrix<'b> {
+    pub(super) fn new(pools: &NodePools, schema: &ModelSchema, count: usize) -> Self {
+        let (width, text_width) = (schema.width(), schema.kinds.text_columns().len());
+        let values = match schema.row_type {
             RowType::F32 => Buffer::F32(pools.f32.get_buffer(count * width)),
             RowType::F64 => Buffer::F64(pools.f64.get_buffer(count * width)),
         };
-        Self { values, width, count }
+        Self { values, width, count, texts: vec![None; count * text_width], text_width }
     }
 
     /// Number of rows.
@@ -98,7 +102,10 @@ impl Matrix {
 
     /// Copies a request's features from its first row on. A number that only f64 can hold would be infinite for an f32
     /// model, so it is refused.
-    pub(super) fn put(&mut self, first: usize, features: &[f64]) -> Result<(), Reject> {
+    pub(super) fn put(&mut self, first: usize, features: &[f64], texts: Texts<'b>) -> Result<(), Reject> {
+        for (place, text) in self.texts[first * self.text_width..].iter_mut().zip(texts.iter()) {
+            *place = text;
+        }
         let places = first * self.width..first * self.width + features.len();
         match &mut self.values {
             Buffer::F64(values) => values[places].copy_from_slice(features),
@@ -126,26 +133,60 @@ impl Matrix {
             Buffer::F32(values) => Values::F32(&values[places]),
             Buffer::F64(values) => Values::F64(&values[places]),
         };
-        Rows { values, width: self.width }
+        let texts = &self.texts[rows.start * self.text_width..rows.end * self.text_width];
+        Rows { values, width: self.width, texts }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{FeatureKind, FeatureKinds, ModelType};
     use crate::placement::{Place, PlanNode};
+    use crate::record::Chunk;
+
+    fn schema(row_type: RowType, width: usize) -> ModelSchema {
+        ModelSchema {
+            model_type: ModelType::Onnx,
+            feature_names: vec![String::new(); width],
+            kinds: FeatureKinds::default(),
+            row_type,
+            outputs: 1,
+            details: Vec::new(),
+        }
+    }
 
     #[test]
     fn a_number_that_f32_cannot_hold_is_refused_by_its_place() {
         let pools = NodePools::new(MemoryPolicy { node: None, huge_pages: false });
-        let mut matrix = Matrix::new(&pools, RowType::F32, 2, 2);
-        assert_eq!(matrix.put(0, &[1.5, f64::NAN]), Ok(()));
-        let error = matrix.put(1, &[0.0, 1e39]).unwrap_err();
+        let mut matrix = Matrix::new(&pools, &schema(RowType::F32, 2), 2);
+        assert_eq!(matrix.put(0, &[1.5, f64::NAN], Texts::NONE), Ok(()));
+        let error = matrix.put(1, &[0.0, 1e39], Texts::NONE).unwrap_err();
         assert!(error.message.starts_with("features[1]: 1000000"), "{error}");
         let Values::F32(values) = matrix.rows(0..1).values else { panic!("f32") };
         assert_eq!((values[0].to_bits(), values[1].is_nan()), (1.5_f32.to_bits(), true));
-        let mut wide = Matrix::new(&pools, RowType::F64, 1, 1);
-        assert_eq!(wide.put(0, &[1e39]), Ok(()));
+        let mut wide = Matrix::new(&pools, &schema(RowType::F64, 1), 1);
+        assert_eq!(wide.put(0, &[1e39], Texts::NONE), Ok(()));
+    }
+
+    #[test]
+    fn texts_stand_beside_their_rows() {
+        let pools = NodePools::new(MemoryPolicy { node: None, huge_pages: false });
+        let kinds = FeatureKinds::new(vec![FeatureKind::Text, FeatureKind::Number, FeatureKind::Text]);
+        let schema = ModelSchema { kinds, ..schema(RowType::F32, 3) };
+        let mut chunk = Chunk::default();
+        let mark = chunk.texts_mut().mark();
+        for text in [Some("a"), None, Some(""), Some("b")] {
+            chunk.texts_mut().push(text);
+        }
+        chunk.features_mut().extend([f64::NAN, 1.0, f64::NAN, f64::NAN, 2.0, f64::NAN]);
+        let level = crate::record::Priority::new(1).unwrap();
+        let mut work = chunk.work(crate::record::ModelId(0), 0, 2, true, level, None);
+        chunk.attach_texts(&mut work, mark);
+        let mut matrix = Matrix::new(&pools, &schema, 3);
+        assert_eq!(matrix.put(1, chunk.rows(&work), chunk.texts(&work)), Ok(()));
+        assert_eq!(matrix.rows(0..3).texts, [None, None, Some("a"), None, Some(""), Some("b")]);
+        assert_eq!(matrix.rows(2..3).texts, [Some(""), Some("b")]);
     }
 
     #[test]
@@ -153,11 +194,11 @@ mod tests {
         let node = |os_index| PlanNode { os_index, cpus: vec![0] };
         let places = [1, 0, 1].map(|node| Place { cpu: None, node: Some(node) }).to_vec();
         let pools = Pools::new(&Plan { places, nodes: vec![node(0), node(4)] }, false);
-        let matrix = Matrix::new(pools.of(0), RowType::F32, 3, 100);
-        drop(Matrix::new(pools.of(2), RowType::F64, 3, 100));
+        let matrix = Matrix::new(pools.of(0), &schema(RowType::F32, 100), 3);
+        drop(Matrix::new(pools.of(2), &schema(RowType::F64, 100), 3));
         drop(matrix);
-        drop(Matrix::new(pools.of(2), RowType::F32, 2, 160));
-        drop(Matrix::new(pools.of(1), RowType::F32, 1, 1));
+        drop(Matrix::new(pools.of(2), &schema(RowType::F32, 160), 2));
+        drop(Matrix::new(pools.of(1), &schema(RowType::F32, 1), 1));
         let snapshot = pools.snapshot();
         let of = |at: usize| {
             let pool = &snapshot.nodes[at];
@@ -167,7 +208,7 @@ mod tests {
         assert_eq!([of(0), of(1)], [(Some(0), 1, 0, 1), (Some(4), 2, 1, 2)]);
         let unheld = Pools::new(&Plan { places: vec![Place { cpu: None, node: None }], nodes: vec![] }, false);
         assert_eq!((unheld.snapshot().nodes.len(), unheld.snapshot().nodes[0].node), (1, None));
-        drop(Matrix::new(unheld.of(0), RowType::F32, 1, 1));
+        drop(Matrix::new(unheld.of(0), &schema(RowType::F32, 1), 1));
         assert_eq!(unheld.snapshot().misses, 1);
     }
 }

@@ -21,7 +21,7 @@ use forebay::clock;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
 use forebay::model::{self, LoadOptions, ModelBytes, RowType, Rows, Values};
 use forebay::placement::Pin;
-use forebay::record::{Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress, ScoredBatch};
+use forebay::record::{Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress, ScoredBatch, Texts};
 use forebay::score::{Submitter, SubmitterId};
 use quick_cache::sync::Cache as QuickCache;
 
@@ -58,7 +58,7 @@ fn main() -> anyhow::Result<()> {
         let (keys, rows) = (RowHasher::new(&secret, b"bench"), rows(1_024, width, 0));
         let pass = || {
             for row in rows.chunks(width) {
-                std::hint::black_box(keys.key(row));
+                std::hint::black_box(keys.key(row, Texts::NONE));
             }
         };
         let ns = best_short(pass, 1_024);
@@ -256,7 +256,7 @@ fn score(path: &Path) -> anyhow::Result<()> {
         let mut scores = vec![0.0; batch * model.schema().outputs];
         let mut pass = || {
             for values in rows.chunks_exact(batch * width) {
-                scorer.score(Rows { values: Values::F64(values), width }, &mut scores).expect("it scores");
+                scorer.score(Rows::numbers(Values::F64(values), width), &mut scores).expect("it scores");
             }
         };
         println!("  scoring, batch of {batch:2}                    {:8.0}", best_short(&mut pass, 1_024));

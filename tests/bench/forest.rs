@@ -32,7 +32,7 @@ fn one_thread(stream: &Stream, batch: usize) -> anyhow::Result<f64> {
     let (start, from) = (clock::now(), cpu_us()?);
     let mut rows = 0;
     for values in stream.values.chunks_exact(batch * stream.width).cycle() {
-        scorer.score(Rows { values: Values::F64(values), width: stream.width }, &mut scores)?;
+        scorer.score(Rows::numbers(Values::F64(values), stream.width), &mut scores)?;
         std::hint::black_box(&scores);
         rows += batch;
         if clock::now() - start > LONG_ENOUGH {

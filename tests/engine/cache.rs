@@ -13,7 +13,9 @@ use forebay::cache::CachePolicy;
 use forebay::engine::{
     InferenceEngine, InferenceEngineConfig, ModelSpec, PendingPrediction, Prediction, PredictionRequest,
 };
-use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{
+    FeatureKinds, LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+};
 use forebay::placement::Pin;
 use forebay::record::Priority;
 use parking_lot::Mutex;
@@ -59,7 +61,14 @@ fn watched() -> Watched {
     let feature_names = vec!["mark".to_owned(), "x".to_owned()];
     let (model_type, row_type) = (ModelType::LightGbm, RowType::F64);
     Watched {
-        schema: ModelSchema { model_type, feature_names, row_type, outputs: 1, details: Vec::new() },
+        schema: ModelSchema {
+            model_type,
+            feature_names,
+            kinds: FeatureKinds::default(),
+            row_type,
+            outputs: 1,
+            details: Vec::new(),
+        },
         offset: 0.0,
         nap: Duration::ZERO,
         batches: Arc::default(),

@@ -12,7 +12,9 @@ use forebay::engine::{
     CandidateSpec, Change, InferenceEngine, InferenceEngineConfig, ModelSpec, PredictionRequest, RegistryError,
 };
 use forebay::metrics::ModelInfo;
-use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{
+    FeatureKinds, LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+};
 use forebay::placement::Pin;
 use forebay::record::Priority;
 use forebay::score::{Trial, TrialMode};
@@ -242,6 +244,7 @@ fn a_model_that_waits_on_its_own_thread_keeps_no_other_waiting() {
     let schema = ModelSchema {
         model_type: ModelType::Python,
         feature_names: vec!["x".to_owned()],
+        kinds: FeatureKinds::default(),
         row_type: RowType::F64,
         outputs: 1,
         details: Vec::new(),

@@ -101,12 +101,11 @@ pub(in crate::cli) fn open(args: &InputArgs) -> anyhow::Result<Opened> {
     Ok(Opened { reader: Box::new(file), bytes, bar })
 }
 
-/// A source of the input's rows, for a model of these features.
+/// A source of the input's rows, for a model.
 pub(in crate::cli) fn source(
     opened: Opened,
     args: &InputArgs,
     entry: &ModelEntry,
-    features: &[String],
     records_max: usize,
 ) -> anyhow::Result<LinesSource<Opened>> {
     let cannot = || format!("cannot read {}", args.name());
@@ -130,7 +129,7 @@ pub(in crate::cli) fn source(
         Format::JsonLines => Ok(LinesSource::json_lines(input, records_max)),
         Format::Table { delimiter } => {
             let columns = Columns { header: !no_header, skip: skip_columns as usize, chosen: columns.clone() };
-            let table = Table::new(delimiter, columns, features, entry.id, entry.priority_default);
+            let table = Table::new(delimiter, columns, entry);
             let source = table.and_then(|table| LinesSource::table(input, table, records_max));
             source.map_err(|error| match error {
                 TableError::Columns(message) => Usage(format!("{}: {message}", args.name())).into(),

@@ -195,6 +195,10 @@ fn the_schema_type_reads_what_the_decoder_reads() {
         let request: RequestBody = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
     }
+    let text = r#"{"model":"visits","features":[{"city":"Bern","count":3.0},{"city":null}]}"#;
+    let one = One::decode_for(&catalog_with_text(), &route(), &message(Some(text.as_bytes())));
+    assert!(one.request().work.is_ok());
+    assert_eq!(serde_json::to_string(&serde_json::from_str::<RequestBody>(text).unwrap()).unwrap(), text);
     assert!(serde_json::from_str::<RequestBody>(r#"{"features":[1],"prio":1}"#).is_err());
     let schema = serde_json::to_value(request_schema()).unwrap();
     assert_eq!(schema["required"], serde_json::json!(["features"]));

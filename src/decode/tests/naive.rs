@@ -9,9 +9,17 @@ use super::*;
 
 const NAMES: [&str; 3] = ["age", "wage", "height"];
 
-/// The rows of a body in the order of the model `people` (or 28 wide for `higgs`), and whether it is a list; `None` for
+/// A request as it was meant.
+struct Naive {
+    values: Vec<f64>,
+    texts: Vec<Option<String>>,
+    rows: usize,
+    many: bool,
+}
+
+/// The rows of a body in the order of the model `people` (or `higgs`, or `visits`), and whether it is a list; `None` for
 /// what must be rejected. Written from the wire format, with none of the decoder's own parts.
-fn naive(text: &str) -> Option<(Vec<f64>, usize, bool)> {
+fn naive(text: &str) -> Option<Naive> {
     if doubled_key(text) {
         return None;
     }
@@ -31,9 +39,10 @@ fn naive(text: &str) -> Option<(Vec<f64>, usize, bool)> {
         None | Some(Value::Null) => NAMES.map(str::to_owned).to_vec(),
         Some(Value::String(name)) if name == "people" => NAMES.map(str::to_owned).to_vec(),
         Some(Value::String(name)) if name == "higgs" => (0..28).map(|index| format!("f{index}")).collect(),
+        Some(Value::String(name)) if name == "visits" => ["age", "city", "count", "plan"].map(str::to_owned).to_vec(),
         _ => return None,
     };
-    let levels = if names.len() == 28 { 3 } else { 5 };
+    let levels = [(28, 3), (3, 5), (4, 1)].into_iter().find(|(width, _)| *width == names.len()).unwrap().1;
     match body.get("priority") {
         None | Some(Value::Null) => {}
         Some(level) if level.as_u64().is_some_and(|level| level <= levels) => {}
@@ -47,35 +56,58 @@ fn naive(text: &str) -> Option<(Vec<f64>, usize, bool)> {
     match body.get("features")? {
         Value::Array(items) if items.first().is_some_and(|item| item.is_array() || item.is_object()) => {
             let list = items[0].is_array();
-            let mut values = Vec::new();
+            let (mut values, mut texts) = (Vec::new(), Vec::new());
             for item in items {
                 if item.is_array() != list {
                     return None;
                 }
-                values.extend(naive_row(item, &names)?);
+                let row = naive_row(item, &names)?;
+                values.extend(row.0);
+                texts.extend(row.1);
             }
-            Some((values, items.len(), true))
+            Some(Naive { values, texts, rows: items.len(), many: true })
         }
-        row => Some((naive_row(row, &names)?, 1, false)),
+        row => {
+            let (values, texts) = naive_row(row, &names)?;
+            Some(Naive { values, texts, rows: 1, many: false })
+        }
     }
 }
 
-fn naive_row(row: &Value, names: &[String]) -> Option<Vec<f64>> {
-    let number = |value: &Value| match value {
-        Value::Null => Some(f64::NAN),
-        other => other.as_f64(),
-    };
-    match row {
-        Value::Array(cells) if cells.len() == names.len() => cells.iter().map(number).collect(),
+fn naive_row(row: &Value, names: &[String]) -> Option<(Vec<f64>, Vec<Option<String>>)> {
+    let null = Value::Null;
+    let cells: Vec<&Value> = match row {
+        Value::Array(cells) if cells.len() == names.len() => cells.iter().collect(),
         Value::Object(cells) if !cells.is_empty() => {
             let mut by_name = BTreeMap::new();
             for (name, value) in cells {
-                by_name.insert(names.iter().position(|known| known == name)?, number(value)?);
+                by_name.insert(names.iter().position(|known| known == name)?, value);
             }
-            Some((0..names.len()).map(|column| by_name.get(&column).copied().unwrap_or(f64::NAN)).collect())
+            (0..names.len()).map(|column| by_name.get(&column).copied().unwrap_or(&null)).collect()
         }
-        _ => None,
+        _ => return None,
+    };
+    let (mut values, mut texts) = (Vec::new(), Vec::new());
+    for (name, cell) in names.iter().zip(cells) {
+        match (name.as_str(), cell) {
+            ("city" | "plan", Value::String(text)) => texts.push(Some(text.clone())),
+            ("city" | "plan", Value::Null) => texts.push(None),
+            ("city" | "plan", _) => return None,
+            ("count", Value::Number(number)) => {
+                let number = number.as_f64()?;
+                number.to_string().parse::<i32>().ok()?;
+                values.push(number);
+                continue;
+            }
+            (_, Value::Null) => {}
+            (_, other) => {
+                values.push(other.as_f64()?);
+                continue;
+            }
+        }
+        values.push(f64::NAN);
     }
+    Some((values, texts))
 }
 
 /// Whether any object of a JSON text has a key twice, which a `Value` does not tell. The generator writes its keys
@@ -132,14 +164,37 @@ fn number() -> impl Strategy<Value = String> {
     ]
 }
 
+fn string() -> impl Strategy<Value = String> {
+    prop_oneof![
+        6 => pick(&["\"\"", "\"a\"", "\"gr\\u00fcn\"", "\"a \\\"b\\\" \\n\"", "\"漢字 😀\"", "\"\\ud83d\\ude00\""]),
+        2 => Just("null".to_owned()),
+        1 => number(),
+    ]
+}
+
+fn whole() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => (-9_i64..10).prop_map(|number| number.to_string()),
+        2 => pick(&["null", "1.0", "-0", "2e3", "2147483647", "-2147483648"]),
+        1 => pick(&["0.5", "2147483648", "-2147483649", "1e300", "\"1\""]),
+    ]
+}
+
 fn row() -> impl Strategy<Value = String> {
     let width = prop_oneof![12 => Just(3_usize), 1 => Just(28), 1 => 0_usize..5];
+    let visit = (number(), string(), whole(), string()).prop_map(|(a, b, c, d)| vec![a, b, c, d]);
     let list = width.prop_flat_map(|width| prop::collection::vec(number(), width));
     let name = pick(&["age", "age", "wage", "wage", "height", "height", "f0", "", "agé"]);
     let named = prop::collection::vec((name, number()), 0..4);
+    let of_visit = prop_oneof![
+        (pick(&["city", "plan"]), string()),
+        (Just("count".to_owned()), whole()),
+        (pick(&["age", "city", "plan"]), number()),
+    ];
+    let named_visit = prop::collection::vec(of_visit, 0..4);
     prop_oneof![
-        2 => list.prop_map(|cells| format!("[{}]", cells.join(","))),
-        1 => named.prop_map(|cells| {
+        2 => prop_oneof![3 => list.boxed(), 1 => visit.boxed()].prop_map(|cells| format!("[{}]", cells.join(","))),
+        1 => prop_oneof![2 => named.boxed(), 1 => named_visit.boxed()].prop_map(|cells| {
             let cells: Vec<_> = cells.into_iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
             format!("{{{}}}", cells.join(" ,"))
         }),
@@ -159,7 +214,7 @@ fn field() -> impl Strategy<Value = String> {
         12 => features().prop_map(|value| format!("\"features\":{value}")),
         3 => pick(&["\"r1\"", "\"\\u00e4 \\\" \\n\"", "7", "-1", "1.5", "null", "[]", "18446744073709551616"])
             .prop_map(|value| format!("\"id\" : {value}")),
-        2 => pick(&["\"people\"", "\"people\"", "\"higgs\"", "\"p\\u0065ople\"", "\"nope\"", "null", "3"])
+        2 => pick(&["\"people\"", "\"people\"", "\"higgs\"", "\"visits\"", "\"visits\"", "\"p\\u0065ople\"", "\"nope\"", "null", "3"])
             .prop_map(|value| format!("\"model\":{value}")),
         2 => pick(&["0", "1", "3", "5", "6", "-1", "2.0", "null", "\"1\""]).prop_map(|value| format!("\"priority\":{value}")),
         2 => pick(&["0", "1", "0.25", "1e300", "-1", "-0.0", "null", "\"1\""]).prop_map(|value| format!("\"timeout_ms\":{value}")),
@@ -191,7 +246,7 @@ fn text() -> impl Strategy<Value = String> {
 /// A neighbour before and after, to see that it stays whole.
 fn decode_between(payload: &[u8]) -> Chunk {
     let mut chunk = Chunk::default();
-    let (route, catalog) = (route(), catalog());
+    let (route, catalog) = (route(), catalog_with_text());
     let neighbour = br#"{"id":"n","features":{"height":3,"age":1}}"#;
     for payload in [&neighbour[..], payload, neighbour] {
         let decoded = route.decode(&message(Some(payload)), received(), &catalog, &mut chunk);
@@ -203,16 +258,18 @@ fn decode_between(payload: &[u8]) -> Chunk {
 /// Every request's parts lie in the arenas, and the numbers of the readable ones fill theirs.
 fn check_arenas(mut chunk: Chunk) {
     assert_eq!(chunk.requests().len(), 3);
-    let mut numbers = 0;
+    let (mut numbers, mut texts) = (0, 0);
     for request in chunk.requests() {
         let id: Value = serde_json::from_slice(chunk.bytes(request.id_json)).unwrap();
         assert!(id.is_string() || id.is_number());
         match &request.work {
             Ok(work) => {
                 let rows = chunk.rows(work);
-                let width = if work.model == ModelId(0) { 28 } else { 3 };
+                let (width, text_width) = [(28, 0), (3, 0), (4, 2)][work.model.0 as usize];
                 assert_eq!(rows.len(), work.rows as usize * width);
+                assert_eq!(chunk.texts(work).len(), work.rows as usize * text_width);
                 numbers += rows.len();
+                texts += chunk.texts(work).len();
             }
             Err(reject) => assert!((1..=300).contains(&reject.message.chars().count()), "{reject}"),
         }
@@ -223,6 +280,7 @@ fn check_arenas(mut chunk: Chunk) {
         assert!(row[0].to_bits() == 1f64.to_bits() && row[1].is_nan() && row[2].to_bits() == 3f64.to_bits());
     }
     assert_eq!(chunk.features_mut().len(), numbers);
+    assert_eq!(chunk.texts_mut().len_since(TextMark::default()), texts);
 }
 
 proptest! {
@@ -233,14 +291,16 @@ proptest! {
         let chunk = decode_between(text.as_bytes());
         let request = &chunk.requests()[1];
         match (naive(&text), &request.work) {
-            (Some((values, rows, many)), Ok(work)) => {
+            (Some(Naive { values, texts, rows, many }), Ok(work)) => {
                 prop_assert_eq!((work.rows as usize, work.many), (rows, many));
+                let cells: Vec<Option<String>> = chunk.texts(work).iter().map(|text| text.map(str::to_owned)).collect();
+                prop_assert_eq!(cells, texts, "{}", text);
                 let got: Vec<u64> = chunk.rows(work).iter().map(|value| value.to_bits()).collect();
                 let wanted: Vec<u64> = values.iter().map(|value| value.to_bits()).collect();
                 prop_assert_eq!(got, wanted, "{}", text);
             }
             (None, Err(_)) => {}
-            (wanted, got) => prop_assert!(false, "{text}\nnaive: {wanted:?}\ndecoded: {got:?}"),
+            (wanted, got) => prop_assert!(false, "{text}\nnaive: {:?}\ndecoded: {got:?}", wanted.map(|wanted| wanted.values)),
         }
         check_arenas(chunk);
     }

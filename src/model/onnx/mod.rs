@@ -23,7 +23,9 @@ use self::graph::{GraphFile, Labels};
 use self::inputs::Inputs;
 use self::outputs::Output;
 use self::runtime::Runtime;
-use super::{Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer, Values};
+use super::{
+    FeatureKinds, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer, Values,
+};
 
 /// Rows of the run at load that finds how many scores a row has.
 const TRIAL_ROWS: usize = 2;
@@ -54,6 +56,7 @@ impl OnnxModel {
         let schema = ModelSchema {
             model_type: ModelType::Onnx,
             feature_names: scorer.inputs.feature_names.clone(),
+            kinds: FeatureKinds::default(),
             row_type: scorer.inputs.row_type,
             outputs: scorer.outputs,
             details: details(&graph, &mut scorer, runtime),
@@ -124,7 +127,7 @@ impl OnnxScorer {
             RowType::F64 => Values::F64(&wide),
         };
         let mut scores = vec![0.0; self.outputs];
-        self.score(Rows { values, width }, &mut scores).is_ok() && scores.iter().all(|score| score.is_finite())
+        self.score(Rows::numbers(values, width), &mut scores).is_ok() && scores.iter().all(|score| score.is_finite())
     }
 
     /// Runs the graph, and hands the scored output and its number of rows to `read`.

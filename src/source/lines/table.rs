@@ -1,7 +1,8 @@
 //! A table's bytes in, typed rows out: which column is which feature, and what a cell may hold.
 //!
 //! A cell is a number as Rust's `f64` reads it, or missing: empty, `NA`, `NaN`, `null` in any case. All else is a
-//! rejection that names row and column. Quoting is CSV's (RFC 4180): `"` around a cell, `""` inside it.
+//! rejection that names row and column. Where the model takes text, a cell is what stands in it, to the last blank, and
+//! only an empty one is missing. Quoting is CSV's (RFC 4180): `"` around a cell, `""` inside it.
 
 use std::fmt;
 use std::io::{self, BufRead};
@@ -10,7 +11,8 @@ use csv_core::ReadRecordResult;
 
 use super::{RECORD_BYTES_MAX, position, push};
 use crate::decode::Received;
-use crate::record::{Chunk, ErrorCode, ModelId, Priority, Reject};
+use crate::model::{FeatureKind, ModelEntry};
+use crate::record::{Chunk, ErrorCode, Reject};
 
 /// Most characters of a cell that a message repeats.
 const CELL_CHARS_MAX: usize = 40;
@@ -43,9 +45,7 @@ pub enum TableError {
 pub struct Table {
     records: Records,
     columns: Columns,
-    features: Vec<String>,
-    model: ModelId,
-    priority: Priority,
+    model: ModelEntry,
     /// For each feature its column, once known.
     places: Vec<usize>,
     /// The header's names, as they stand in the file; empty without a header.
@@ -61,19 +61,13 @@ enum Width {
 }
 
 impl Table {
-    /// A table whose rows go to `model`, whose features have these names.
+    /// A table whose rows go to `model`.
     ///
     /// # Errors
     /// [`TableError::Columns`] when the chosen columns are not as many as the features, or no numbers from 1 where
     /// there is no header.
-    pub fn new(
-        delimiter: u8,
-        columns: Columns,
-        features: &[String],
-        model: ModelId,
-        priority: Priority,
-    ) -> Result<Self, TableError> {
-        let wanted = features.len();
+    pub fn new(delimiter: u8, columns: Columns, model: &ModelEntry) -> Result<Self, TableError> {
+        let wanted = model.width;
         if let Some(chosen) = columns.chosen.as_ref().filter(|chosen| chosen.len() != wanted) {
             let got = chosen.len();
             return Err(TableError::Columns(format!("--columns names {got} columns, the model has {wanted} features")));
@@ -87,8 +81,8 @@ impl Table {
             _ => ((columns.skip..columns.skip + wanted).collect(), Width::Exactly(columns.skip + wanted)),
         };
         let records = Records::new(delimiter);
-        let (features, names) = (features.to_vec(), Vec::new());
-        Ok(Self { records, columns, features, model, priority, places, names, width })
+        let (model, names) = (model.clone(), Vec::new());
+        Ok(Self { records, columns, model, places, names, width })
     }
 
     /// Reads the header, where there is one, and finds the features' columns.
@@ -108,7 +102,7 @@ impl Table {
         self.names = cells.map(|cell| String::from_utf8_lossy(cell.trim_ascii()).into_owned()).collect();
         self.places = match &self.columns.chosen {
             Some(chosen) => places_of(chosen, &self.names, 0)?,
-            None => match_header(&self.features, &self.names, self.columns.skip)?,
+            None => match_header(self.model.feature_names(), &self.names, self.columns.skip)?,
         };
         self.width = Width::Exactly(self.names.len());
         Ok(())
@@ -122,7 +116,7 @@ impl Table {
         chunk: &mut Chunk,
     ) -> io::Result<usize> {
         let before = self.records.bytes;
-        let mark = chunk.features_mut().len();
+        let (mark, text_mark) = (chunk.features_mut().len(), chunk.texts_mut().mark());
         let row = match self.records.read(reader)? {
             Found::End => return Ok(0),
             Found::TooLong { bytes } => {
@@ -134,9 +128,14 @@ impl Table {
             }
             Found::Record => self.push_values(chunk),
         };
-        let work = row.map(|()| chunk.work(self.model, mark, 1, false, self.priority, None));
+        let work = row.map(|()| {
+            let mut work = chunk.work(self.model.id, mark, 1, false, self.model.priority_default, None);
+            chunk.attach_texts(&mut work, text_mark);
+            work
+        });
         if work.is_err() {
             chunk.features_mut().truncate(mark);
+            chunk.texts_mut().truncate(text_mark);
         }
         push(position(self.records.record_line), received, work, chunk);
         Ok(usize::try_from(self.records.bytes - before).unwrap_or(usize::MAX))
@@ -152,11 +151,22 @@ impl Table {
             _ => {}
         }
         for (feature, &column) in self.places.iter().enumerate() {
-            let cell = self.records.cell(column);
+            let (cell, kind) = (self.records.cell(column), self.model.kinds.of(feature));
+            if kind == FeatureKind::Text {
+                let text = std::str::from_utf8(cell).map_err(|_| self.bad_cell(feature, column, cell))?;
+                chunk.texts_mut().push(Some(text).filter(|text| !text.is_empty()));
+                chunk.features_mut().push(f64::NAN);
+                continue;
+            }
             let value = cell_value(cell).ok_or_else(|| self.bad_cell(feature, column, cell))?;
             chunk.features_mut().push(value);
         }
-        Ok(())
+        let (features, width) = (chunk.features_mut(), self.model.width);
+        let whole = self.model.kinds.check_integers(&features[features.len() - width..], width);
+        whole.map_err(|bad| {
+            let column = self.places[bad.column];
+            self.bad_cell(bad.column, column, self.records.cell(column))
+        })
     }
 
     fn wrong_width(&self, got: usize, wanted: &str) -> Reject {
@@ -164,7 +174,7 @@ impl Table {
         let columns = if self.names.is_empty() {
             let skipped =
                 if self.columns.skip > 0 { format!("{} skipped, then ", self.columns.skip) } else { String::new() };
-            format!("{skipped}the model's {}: {}", self.features.len(), Names(&self.features))
+            format!("{skipped}the model's {}: {}", self.model.width, Names(self.model.feature_names()))
         } else if let Some(missing) = self.names.get(got..).filter(|missing| !missing.is_empty()) {
             format!("without {}", Names(missing))
         } else {
@@ -175,13 +185,19 @@ impl Table {
 
     fn bad_cell(&self, feature: usize, column: usize, cell: &[u8]) -> Reject {
         let (line, place) = (self.records.record_line, column + 1);
-        let name = self.names.get(column).unwrap_or(&self.features[feature]);
+        let name = self.names.get(column).unwrap_or(&self.model.feature_names()[feature]);
         let text = String::from_utf8_lossy(cell);
         let mut shown: String = text.chars().take(CELL_CHARS_MAX).collect();
         if shown.len() < text.len() {
             shown.push('…');
         }
-        let wants = "wants a finite number, or nothing, NA, NaN or null where it is missing";
+        let wants = match self.model.kinds.of(feature) {
+            FeatureKind::Number => "wants a finite number, or nothing, NA, NaN or null where it is missing".to_owned(),
+            FeatureKind::Text => "wants UTF-8".to_owned(),
+            integer @ FeatureKind::Integer { .. } => {
+                format!("wants {integer}, or nothing, NA, NaN or null where it is missing")
+            }
+        };
         Reject::bad_request(format!("line {line}, column {place} ({name}): got {shown:?}, {wants}"))
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
-use crate::record::{ModelId, Priority};
+use crate::model::{FeatureKind, FeatureKinds, ModelEntry, ModelSchema, ModelType, RowType};
+use crate::record::{ModelId, Priority, TextMark};
 
 /// Line and values of each row, or its message.
 type Rows = Vec<(i64, Result<Vec<f64>, String>)>;
@@ -29,11 +30,22 @@ fn rows_of<R: Read>(mut source: LinesSource<R>, decode: impl Fn(&Message<'_>, Re
     rows
 }
 
+fn model(features: &[&str], kinds: FeatureKinds) -> ModelEntry {
+    let schema = ModelSchema {
+        model_type: ModelType::Onnx,
+        feature_names: features.iter().map(|&name| name.to_owned()).collect(),
+        kinds,
+        row_type: RowType::F64,
+        outputs: 1,
+        details: Vec::new(),
+    };
+    ModelEntry::new(ModelId(0), "model", &schema, Vec::new(), Priority::new(2).unwrap())
+}
+
 fn table(text: &str, columns: &Columns) -> Result<Rows, String> {
     let delimiter = if text.contains('\t') { b'\t' } else { b',' };
     let read = |input: &mut dyn Read| {
-        let features = ["age", "wage"].map(str::to_owned);
-        let table = Table::new(delimiter, columns.clone(), &features, ModelId(0), Priority::new(2).unwrap());
+        let table = Table::new(delimiter, columns.clone(), &model(&["age", "wage"], FeatureKinds::default()));
         let source = table.and_then(|table| LinesSource::table(Input::new(input), table, 3));
         let source = source.map_err(|error| error.to_string())?;
         Ok(rows_of(source, |_, _, _| unreachable!("a table's rows are not decoded")))
@@ -108,6 +120,29 @@ fn an_open_quote_ends_with_its_bound() {
     let last = rows.last().unwrap();
     assert_eq!(last.1, Ok(vec![3.0, 4.0]));
     assert_eq!(last.0, i64::try_from(text.lines().count()).unwrap(), "lines are still counted");
+}
+
+#[test]
+fn text_and_integer_columns_hold_what_their_kind_takes() {
+    let kinds = FeatureKinds::new(vec![FeatureKind::Text, FeatureKind::Number, FeatureKind::UINT8]);
+    let model = model(&["city", "wage", "age"], kinds);
+    let table = Table::new(b',', header(), &model).unwrap();
+    let text = b"age,city,wage\n41,\"Z\xc3\xbcrich, \"\"CH\"\"\",1.5\n,NA,\n7,, 2\n1.5,x,1\n256,x,1\n1,\xff,1\n";
+    let mut source = LinesSource::table(Input::new(&text[..]), table, 100).unwrap();
+    let mut chunk = source.recv(|_, _, _| unreachable!("a table's rows are not decoded")).unwrap().unwrap();
+    let row = |index: usize| {
+        let work = chunk.requests()[index].work.as_ref().map_err(|reject| reject.message.clone())?;
+        Ok((format!("{:?}", chunk.rows(work)), chunk.texts(work).iter().collect::<Vec<_>>()))
+    };
+    let of = |values: &str, text| Ok::<_, String>((values.to_owned(), vec![text]));
+    assert_eq!(row(0), of("[NaN, 1.5, 41.0]", Some("Zürich, \"CH\"")));
+    assert_eq!(row(1), of("[NaN, NaN, NaN]", Some("NA")));
+    assert_eq!(row(2), of("[NaN, 2.0, 7.0]", None));
+    let whole = "wants a whole number from 0 to 255, or nothing, NA, NaN or null where it is missing";
+    assert_eq!(row(3), Err(format!("line 5, column 1 (age): got \"1.5\", {whole}")));
+    assert_eq!(row(4), Err(format!("line 6, column 1 (age): got \"256\", {whole}")));
+    assert_eq!(row(5), Err("line 7, column 2 (city): got \"\u{fffd}\", wants UTF-8".to_owned()));
+    assert_eq!((chunk.features_mut().len(), chunk.texts_mut().len_since(TextMark::default())), (9, 3));
 }
 
 /// The payload of each JSON line as the decoder gets it.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use forebay::clock;
 use forebay::decode::{Decoded, Received, RouteDecoder};
-use forebay::model::{self, Catalog, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema, ModelType, RowType};
+use forebay::model::{
+    self, Catalog, FeatureKinds, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema, ModelType, RowType,
+};
 use forebay::record::{Chunk, Message, ModelId, PartitionId, Position, Priority};
 
 /// Significant digits of a number in a request: as many as tell all f32 apart.
@@ -100,6 +102,7 @@ impl Front {
         let schema = ModelSchema {
             model_type: ModelType::LightGbm,
             feature_names: (0..width).map(|place| format!("f{place}")).collect(),
+            kinds: FeatureKinds::default(),
             row_type: RowType::F64,
             outputs: 1,
             details: Vec::new(),

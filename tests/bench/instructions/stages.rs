@@ -137,7 +137,7 @@ fn score(batch: usize) -> anyhow::Result<Round> {
         probe.measure(|| {
             let batches = black_box(&values).chunks_exact(batch * HIGGS_WIDTH);
             for (rows, scores) in batches.zip(scores.chunks_exact_mut(batch)) {
-                let rows = Rows { values: Values::F64(rows), width: HIGGS_WIDTH };
+                let rows = Rows::numbers(Values::F64(rows), HIGGS_WIDTH);
                 failed = scorer.score(rows, scores).err().or(failed.take());
             }
         });
@@ -169,7 +169,7 @@ impl Scored {
             .copied()
             .collect();
         let mut scores = vec![0.0; ENCODED];
-        model.scorer()?.score(Rows { values: Values::F64(&values), width: HIGGS_WIDTH }, &mut scores)?;
+        model.scorer()?.score(Rows::numbers(Values::F64(&values), HIGGS_WIDTH), &mut scores)?;
         Ok(Self { chunk: Arc::new(chunk), model: loaded, scores })
     }
 

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use forebay::batch::{BatchPolicy, LevelPolicy, Levels};
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use forebay::model::{LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use forebay::model::{
+    FeatureKinds, LoadOptions, Model, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+};
 use forebay::placement::Pin;
 use forebay::record::{Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress};
 use forebay::score::{Submitter, SubmitterId};
@@ -112,6 +114,7 @@ impl Engine {
         let schema = ModelSchema {
             model_type: ModelType::LightGbm,
             feature_names: vec!["x".to_owned()],
+            kinds: FeatureKinds::default(),
             row_type: RowType::F64,
             outputs: 1,
             details: Vec::new(),

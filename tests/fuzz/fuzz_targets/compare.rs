@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use forebay::clock;
 use forebay::decode::{Received, RouteDecoder};
-use forebay::model::{Catalog, ModelEntry, ModelSchema, ModelType, RowType};
+use forebay::model::{Catalog, FeatureKinds, ModelEntry, ModelSchema, ModelType, RowType};
 use forebay::record::{Chunk, Message, ModelId, PartitionId, Position, Priority};
 
 const PLAIN: &[u8] = b"\"features\"";
@@ -94,6 +94,7 @@ fn catalog() -> Catalog {
         let schema = ModelSchema {
             model_type: ModelType::LightGbm,
             feature_names: (0..width.max(1)).map(|index| format!("f{index}")).collect(),
+            kinds: FeatureKinds::default(),
             row_type: RowType::F64,
             outputs: 1,
             details: Vec::new(),
