@@ -48,7 +48,8 @@ JSON lines: a line is a request, {\"id\": \"r1\", \"features\": [0.1, null, 3]} 
 bare array, [0.1, null, 3]. A line without an id gets line/<number>. A timeout_ms counts from when the line is read.
 
 CSV, TSV: columns are found by the model's feature names where the header has them all, in any order, else by \
-position. An empty cell, NA, NaN and null are a missing value. Blank lines are passed over.
+position. An empty cell, NA, NaN and null are a missing value; where the model takes text, only an empty cell is. Blank \
+lines are passed over.
 
 Each line has one reply, in the order of the input. One that cannot be scored gets an error reply, and the exit code \
 is 1 in the end.";
