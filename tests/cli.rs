@@ -315,7 +315,7 @@ fn a_header_that_does_not_fit_and_a_wrong_use_end_with_2() {
     run(&mut score(&[tsv, "--columns", "a,b"])).expect_error(2, &["names 2 columns, the model has 28 features"]);
     run(&mut score(&[tsv, "--columns", "1", "--skip-columns", "1"])).expect_error(2, &["cannot be used with"]);
     run(&mut score(&[tsv, "--format", "jsonl", "--no-header"])).expect_error(2, &["--format tsv"]);
-    run(&mut score(&[tsv, "--model-type", "abacus"])).expect_error(2, &["--model-type", "lightgbm, onnx and xgboost"]);
+    run(&mut score(&[tsv, "--model-type", "abacus"])).expect_error(2, &["--model-type", "lightgbm, onnx, python"]);
     run(&mut score(&[tsv, "--batch-size", "0"])).expect_error(2, &["--batch-size"]);
     run(&mut score(&[root().join("tests").to_str().unwrap()])).expect_error(2, &["is a folder"]);
     run(&mut score(&["--log-level", "a=b=c"])).expect_error(2, &["--log-level"]);
@@ -390,6 +390,50 @@ fn inspect_shows_what_a_model_file_holds() {
     assert_eq!(json["features"].as_array().unwrap().len(), 28);
     assert_eq!((&json["outputs"], &json["bytes"]), (&1.into(), &347_700.into()));
     assert_eq!((json["type"].as_str(), json["details"]["trees"].as_str()), (Some("lightgbm"), Some("100")));
+}
+
+#[test]
+fn a_compiled_form_scores_the_same_and_loads_like_any_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (form, toml) = (folder.path().join("higgs.compiled"), folder.path().join("worker.toml"));
+    let model = higgs("higgs.model.txt");
+    let (form_text, model_text) = (form.to_str().unwrap(), model.to_str().unwrap());
+    let compiled = run(&mut forebay(["model", "compile", model_text, "-o", form_text, "--json"])).expect(0);
+    let report: Value = serde_json::from_str(&compiled.stdout).unwrap();
+    assert_eq!((&report["check"]["passed"], &report["output"]), (&Value::Bool(true), &Value::from(form_text)));
+    let inspected = run(&mut forebay(["model", "inspect", form_text, "--json"])).expect(0);
+    let inspected: Value = serde_json::from_str(&inspected.stdout).unwrap();
+    assert_eq!((&inspected["type"], &inspected["sha256"]), (&Value::from("lightgbm"), &report["output_sha256"]));
+    assert_eq!(inspected["details"]["compiled from"], report["sha256"]);
+    let rows = higgs("higgs.test.tsv");
+    let table = ["--no-header", "--skip-columns", "1", rows.to_str().unwrap()];
+    let scored = run(forebay(["score", "--model", form_text]).args(table)).expect(0);
+    assert_bits(&predictions(&scored, 1), &expected_scores());
+
+    // The same through a config: its pin counts, and so does its name.
+    let sha256 = report["output_sha256"].as_str().unwrap();
+    let config = |sha256: &str| {
+        let text = format!(
+            "[kafka]\ngroup = \"g\"\n[[route]]\ninput = [\"a\"]\nreply_topic = \"b\"\n\
+             [[model]]\nname = \"fraud\"\npath = \"higgs.compiled\"\nsha256 = \"{sha256}\"\n"
+        );
+        fs::write(&toml, text).unwrap();
+    };
+    let validate = |name: &str| run(&mut forebay(["model", "validate", name, "--config", toml.to_str().unwrap()]));
+    config(sha256);
+    validate("fraud").expect(0);
+    validate("frauds").expect_error(2, &["no [[model]] has the name", "there is fraud"]);
+    config(&sha256.replace(|digit: char| digit != '0', "0"));
+    validate("fraud").expect_error(4, &["SHA-256 is", "the config pins 0000"]);
+
+    let again = ["model", "compile", form_text, "-o", form_text];
+    run(&mut forebay(again)).expect_error(4, &["compiled already"]);
+    let mut bytes = fs::read(&form).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&form, bytes).unwrap();
+    run(&mut forebay(["model", "inspect", form_text])).expect_error(4, &["damaged", "forebay model compile"]);
+    run(&mut forebay(["model", "inspect", model_text, "--trusted"])).expect(2);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod bench;
 mod config;
 #[cfg(feature = "kafka")]
 mod demo;
+mod load;
 mod logs;
 mod model;
 #[cfg(feature = "kafka")]

@@ -1,4 +1,6 @@
-//! `forebay model`: what a model file holds, and whether it scores as it must.
+//! `forebay model`: what a model file holds, whether it scores as it must, and its compiled form.
+
+mod compile;
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -10,11 +12,12 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use serde_json::json;
 
+use super::load::LoadArgs;
 use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder};
-use super::{BackendArg, LogArgs, TypeArg, Usage, exit, logs};
+use super::{LogArgs, Usage, exit, logs};
 use crate::model::compare::compare;
 use crate::model::validate::{Sample, Validation, validate};
-use crate::model::{self, Catalog, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema};
+use crate::model::{Catalog, Model, ModelBytes, ModelEntry, ModelSchema};
 use crate::record::{ModelId, Priority};
 
 /// Names that a table for people shows.
@@ -39,6 +42,9 @@ enum Command {
     /// Show what a model file holds: kind, features, outputs, digest
     #[command(after_help = "Examples:\n  forebay model inspect fraud.txt\n  forebay model inspect fraud.txt --json")]
     Inspect(FileArgs),
+    /// Write the compiled form of a model, for a faster load
+    #[command(after_help = compile::HELP)]
+    Compile(compile::CompileArgs),
 }
 
 // A paragraph is one line: the terminal's width breaks it.
@@ -60,15 +66,11 @@ A model that is refused, or fails a check, ends with exit code 4.";
 
 #[derive(Debug, Args)]
 struct FileArgs {
-    /// The model file
+    /// The model file, or with --config its name there
     #[arg(value_name = "MODEL")]
     file: PathBuf,
-    /// What the file is
-    #[arg(long, value_name = "TYPE", default_value = "auto")]
-    model_type: TypeArg,
-    /// What scores a model that more than one thing can score
-    #[arg(long, value_name = "BACKEND", default_value = "auto")]
-    backend: BackendArg,
+    #[command(flatten)]
+    load: LoadArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -97,16 +99,13 @@ pub(super) fn run(args: &ModelArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Inspect(args) => inspect(args),
         Command::Validate(args) => run_validate(args),
+        Command::Compile(args) => compile::run(args),
     }
 }
 
 fn load(args: &FileArgs) -> anyhow::Result<(ModelBytes, Box<dyn Model>)> {
     logs::start_plain(&args.log)?;
-    let file = ModelBytes::read(&args.file, None)?;
-    let model = model::load(
-        &file,
-        &LoadOptions { model_type: args.model_type.0, ..LoadOptions::of_backend(args.backend.into()) },
-    )?;
+    let (file, model, _) = args.load.load(&args.file)?;
     Ok((file, model))
 }
 
@@ -171,7 +170,7 @@ pub(super) fn plain_table() -> Table {
 fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     ensure_tolerance(args.tolerance)?;
     let (file, model) = load(&args.model)?;
-    let files = sample_files(args);
+    let files = sample_files(args, &file.path);
     let sample = files.as_ref().map(|files| read_sample(files, args, model.schema())).transpose()?;
     let mut scorer = model.scorer()?;
     let mut validation = validate(&file.name(), model.schema(), scorer.as_mut(), sample.as_ref())?;
@@ -225,11 +224,10 @@ struct SampleFiles {
 }
 
 /// The files that were named, or else those beside the model.
-fn sample_files(args: &ValidateArgs) -> Option<SampleFiles> {
+fn sample_files(args: &ValidateArgs, model: &Path) -> Option<SampleFiles> {
     if let (Some(data), Some(expected)) = (&args.data, &args.expected) {
         return Some(SampleFiles { data: data.clone(), expected: expected.clone(), found: false });
     }
-    let model = &args.model.file;
     let beside = |rows: &str, expected: &str| (model.with_extension(rows), model.with_extension(expected));
     let own = beside("rows.jsonl", "expected.jsonl");
     let folder = (model.with_file_name("rows.jsonl"), model.with_file_name("expected.jsonl"));

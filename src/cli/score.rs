@@ -22,13 +22,14 @@ use indicatif::ProgressBar;
 
 pub(super) use self::input::InputArgs;
 use self::input::Opened;
-use super::{BackendArg, LogArgs, TypeArg, Usage, exit, logs};
+use super::load::LoadArgs;
+use super::{LogArgs, Usage, exit, logs};
 use crate::batch::{BatchPolicy, LevelPolicy, Levels};
 use crate::clock;
 use crate::config::ReplyMetadata;
 use crate::encode::Encoder;
 use crate::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use crate::model::{LoadOptions, LoadedModel};
+use crate::model::LoadedModel;
 use crate::record::{Chunk, ModelId, Priority, Reply, ScoredBatch, Ticket};
 use crate::score::Submitter;
 use crate::sink::lines::{LinesSink, table_error, table_header, table_rows};
@@ -58,15 +59,11 @@ is 1 in the end.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ScoreArgs {
-    /// The model file
+    /// The model file, or with --config its name there
     #[arg(short, long, value_name = "FILE")]
     model: PathBuf,
-    /// What the model file is
-    #[arg(long, value_name = "TYPE", default_value = "auto")]
-    model_type: TypeArg,
-    /// What scores a model that more than one thing can score
-    #[arg(long, value_name = "BACKEND", default_value = "auto")]
-    backend: BackendArg,
+    #[command(flatten)]
+    load: LoadArgs,
     /// The model's name in requests and replies [default: the file's name without its ending]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -141,6 +138,7 @@ fn load(args: &ScoreArgs) -> anyhow::Result<(InferenceEngine, Arc<LoadedModel>)>
         ..InferenceEngineConfig::default()
     };
     let engine = InferenceEngine::new(config)?;
+    let asked = args.load.asked(&args.model)?;
     let stem = || args.model.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let depth = u32::try_from(places(&engine))?.saturating_mul(args.batch_size);
     let default = BatchPolicy::default();
@@ -149,9 +147,9 @@ fn load(args: &ScoreArgs) -> anyhow::Result<(InferenceEngine, Arc<LoadedModel>)>
     let level = LevelPolicy { queue_depth_max, ..LevelPolicy::default() };
     let id = engine.load_spec(&ModelSpec {
         name: args.name.clone().unwrap_or_else(stem),
-        path: args.model.clone(),
-        load: LoadOptions { model_type: args.model_type.0, ..LoadOptions::of_backend(args.backend.into()) },
-        sha256: None,
+        path: asked.path,
+        load: asked.options,
+        sha256: asked.sha256,
         batch: BatchPolicy {
             batch_size_max: NonZeroU32::new(args.batch_size).unwrap_or(NonZeroU32::MIN),
             levels: Levels::uniform(default.levels.count(), level),

@@ -42,6 +42,7 @@ use crate::model::LoadOptions;
 use crate::placement::Pin;
 use crate::record::Priority;
 
+pub(crate) use check::parse_sha256;
 pub use client::ClientValue;
 pub use dump::dump;
 pub use error::{ConfigError, Problem};

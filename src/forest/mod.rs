@@ -13,6 +13,8 @@
 
 use std::num::NonZeroU32;
 
+use serde::{Deserialize, Serialize};
+
 mod check;
 mod column;
 mod compile;
@@ -27,7 +29,7 @@ pub use check::{Flaw, LIMITS, Limits, TreeFlaw};
 pub use score::{Compiled, Mismatch, Results, Scratch, Values};
 
 /// A model as a reader builds it, not yet checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ForestParts {
     /// Values in a row.
     pub features: u32,
@@ -54,7 +56,7 @@ pub struct ForestParts {
 }
 
 /// A float type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Float {
     /// IEEE 754 binary32.
     F32,
@@ -63,7 +65,7 @@ pub enum Float {
 }
 
 /// What is summed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Body {
     /// Boosted or averaged trees, in the order in which the library adds them.
     Trees(Vec<Tree>),
@@ -77,7 +79,7 @@ pub enum Body {
 }
 
 /// One tree. The root is split 0, or leaf 0 when there is no split.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tree {
     /// The output that scalar and linear leaves are added to; 0 with vector leaves, which are added to all.
     pub output: u32,
@@ -92,7 +94,7 @@ pub struct Tree {
 }
 
 /// One question to a row and its two answers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Split {
     /// Which value of the row.
     pub feature: u32,
@@ -107,7 +109,7 @@ pub struct Split {
 }
 
 /// Index of a split or leaf of the same tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Child {
     /// Another question.
     Split(u32),
@@ -116,7 +118,7 @@ pub enum Child {
 }
 
 /// A split's question.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Test {
     /// A value against a threshold, yes is left.
     Number {
@@ -142,7 +144,7 @@ pub enum Test {
 }
 
 /// How a value is compared with a threshold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Comparison {
     /// `x < threshold` goes left: XGBoost.
     Less,
@@ -151,7 +153,7 @@ pub enum Comparison {
 }
 
 /// Which values take a number split's default side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Missing {
     /// None: NaN is read as 0 (`LightGBM`'s `None`).
     Never,
@@ -162,7 +164,7 @@ pub enum Missing {
 }
 
 /// What a category split makes of a value. All cut the fraction off towards 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum CategoryRule {
     /// In the set goes RIGHT (one-hot: a set of one). NaN takes the default side; negative, 2^24 and more, and not in
     /// the set go left.
@@ -178,7 +180,7 @@ pub enum CategoryRule {
 }
 
 /// A set of categories.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum CategorySet {
     /// Category c is bit c % 32 (from the lowest) of word c / 32.
     Bits(Vec<u32>),
@@ -204,7 +206,7 @@ impl CategorySet {
 }
 
 /// A tree's leaves, by index.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Leaves {
     /// One value each, added to [`Tree::output`].
     Scalar(Vec<f64>),
@@ -226,7 +228,7 @@ impl Leaves {
 }
 
 /// Leaves that are linear models: constant + coefficient * feature + ... in order, in f64.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LinearLeaves {
     /// `leaf_const`, one a leaf.
     pub constants: Vec<f64>,
@@ -242,7 +244,7 @@ pub struct LinearLeaves {
 
 /// From margins to predictions, in the sum's float type and by its library's own formula. One number an output, but for
 /// [`Link::ArgMax`].
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Link {
     /// The margins themselves: reg:squarederror, binary:logitraw, rank:*, regression, huber, quantile, lambdarank, ...
     Identity,

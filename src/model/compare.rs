@@ -67,6 +67,9 @@ const CATEGORIES: [f64; 18] = [
 #[must_use]
 pub fn compare(file: &ModelBytes, model: &dyn Model, sample: &[f64]) -> Check {
     let schema = model.schema();
+    if read::format_of(&file.bytes) == Some(read::Format::Saved) {
+        return not_compared("the file holds the compiled form only");
+    }
     let library = match load::load_library(file, schema.model_type, &LoadOptions::default()) {
         Ok(library) => library,
         Err(ModelError::Refused { reason, .. }) => return not_compared(&reason),
@@ -95,6 +98,29 @@ pub fn compare(file: &ModelBytes, model: &dyn Model, sample: &[f64]) -> Check {
     }
 }
 
+/// Whether a compiled form scores as the model that it was made from, to the bit, on made-up rows.
+#[must_use]
+pub fn same_bits(file: &ModelBytes, original: &dyn Model, compiled: &dyn Model) -> Check {
+    let name = "compiled = original, bit for bit";
+    let schema = original.schema();
+    if schema.feature_names != compiled.schema().feature_names || schema.outputs != compiled.schema().outputs {
+        return Check { name, passed: false, detail: "other features or outputs".to_owned() };
+    }
+    let mut rows = Compared::new(&[], schema.width(), schema.row_type);
+    rows.make_up(&thresholds(file, original));
+    let score = |model: &dyn Model| {
+        let mut scorer = model.scorer().map_err(|error| error.to_string())?;
+        Asked { scorer: scorer.as_mut(), schema }.score(&rows.values)
+    };
+    let differs = match (score(original), score(compiled)) {
+        (Ok(wanted), Ok(own)) => wanted.iter().zip(&own).position(|(a, b)| a.to_bits() != b.to_bits()),
+        (Err(error), _) | (_, Err(error)) => return Check { name, passed: false, detail: error },
+    };
+    let count = rows.values.len() / schema.width();
+    let detail = differs.map_or_else(|| format!("{count} rows"), |at| format!("row {} differs", at / schema.outputs));
+    Check { name, passed: differs.is_none(), detail }
+}
+
 fn not_compared(reason: &str) -> Check {
     Check { name: NAME, passed: true, detail: format!("not compared: {reason}") }
 }
@@ -102,7 +128,8 @@ fn not_compared(reason: &str) -> Check {
 /// Each feature's thresholds.
 fn thresholds(file: &ModelBytes, model: &dyn Model) -> Vec<Vec<f64>> {
     let mut thresholds = vec![Vec::new(); model.schema().width()];
-    let read = compiled::format(model.schema().model_type).and_then(|format| read::read(format, &file.bytes).ok());
+    let format = read::format_of(&file.bytes).or_else(|| compiled::format(model.schema().model_type));
+    let read = format.and_then(|format| read::read(format, &file.bytes).ok());
     if let Some(Body::Trees(trees)) = read.as_ref().map(|read| &read.forest.parts().body) {
         for split in trees.iter().flat_map(|tree| &tree.splits) {
             if let Test::Number { threshold: value, .. } | Test::Equal { value } = split.test {

@@ -28,7 +28,7 @@ impl CompiledModel {
     pub(super) fn parse(file: &ModelBytes, model_type: ModelType, format: Format) -> Result<Self, ModelError> {
         let read = read::read(format, &file.bytes).map_err(|error| {
             let remedy = match format {
-                Format::Treelite => "",
+                Format::Treelite | Format::Saved => "",
                 _ => "; where its own library scores it, `compile_model = false` (--backend reference) lets it",
             };
             ModelError::refused(file.name(), format!("the compiled forest cannot read it: {error}{remedy}"))
@@ -60,12 +60,14 @@ fn feature_names(names: &FeatureNames, features: usize) -> Vec<String> {
 }
 
 fn details(read: &ModelFile, compiled: &Compiled) -> Vec<(String, String)> {
-    let mut details = vec![("backend", "compiled".to_owned())];
-    details.extend(sizes(read.forest.parts()));
-    details.extend(read.details.iter().filter(|(name, _)| *name != "trees").cloned());
-    details.extend(read.best_iteration.map(|best| ("best iteration", format!("{best}; all trees are scored"))));
-    details.push(("compiled bytes", compiled.bytes().to_string()));
-    details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    let own = |(name, value): (&str, String)| (name.to_owned(), value);
+    let mut details = vec![own(("backend", "compiled".to_owned()))];
+    details.extend(sizes(read.forest.parts()).into_iter().map(own));
+    details.extend(read.details.iter().filter(|(name, _)| name != "trees").cloned());
+    let best = read.best_iteration.map(|best| ("best iteration", format!("{best}; all trees are scored")));
+    details.extend(best.map(own));
+    details.push(own(("compiled bytes", compiled.bytes().to_string())));
+    details
 }
 
 /// How many trees, and leaves of the largest.

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::compiled::{self, CompiledModel};
 use super::{LoadOptions, Model, ModelError, ModelType};
-use crate::forest::read::{self, Format};
+use crate::forest::read::{self, Format, saved};
 
 /// A model file's bytes and their identity.
 #[derive(Clone, Debug)]
@@ -36,6 +36,13 @@ impl ModelBytes {
         }
     }
 
+    /// Bytes that stand, or will stand, in that file.
+    #[must_use]
+    pub fn new(path: PathBuf, bytes: Vec<u8>) -> Self {
+        let sha256 = hex(&Sha256::digest(&bytes));
+        Self { path, bytes, sha256 }
+    }
+
     /// The file's name as errors show it.
     #[must_use]
     pub fn name(&self) -> String {
@@ -51,6 +58,7 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
         Some(Format::LightGbm) => Some(ModelType::LightGbm),
         Some(Format::XGBoost) => Some(ModelType::XgBoost),
         Some(Format::Treelite) => Some(ModelType::Treelite),
+        Some(Format::Saved) => saved::kind_of(bytes).and_then(|kind| kind.parse().ok()),
         None => is_onnx(bytes).then_some(ModelType::Onnx),
     }
 }
@@ -65,24 +73,53 @@ fn is_onnx(head: &[u8]) -> bool {
 /// # Errors
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
 pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
-    let found = model_type_of(&file.bytes);
-    let model_type = match (options.model_type, found) {
-        (Some(stated), Some(found)) if stated != found => {
-            return Err(ModelError::refused(file.name(), format!("the file is {found}, the config says {stated}")));
-        }
-        (Some(stated), _) => stated,
-        (None, Some(found)) => found,
-        (None, None) => {
-            let remedy = "state its `type`";
-            return Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")));
-        }
-    };
+    let model_type = kind(file, options)?;
     // Nothing else here scores a checkpoint.
+    let is_saved = read::format_of(&file.bytes) == Some(Format::Saved);
     let compiles = options.backend.compiles_trees() || model_type == ModelType::Treelite;
-    match compiled::format(model_type).filter(|_| compiles) {
+    if is_saved && !compiles {
+        let reason =
+            "it holds a compiled forest, which its own library cannot score; load the file that it was made from";
+        return Err(ModelError::refused(file.name(), reason));
+    }
+    let format = if is_saved { Some(Format::Saved) } else { compiled::format(model_type) };
+    match format.filter(|_| compiles) {
         Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format)?)),
         None => load_library(file, model_type, options),
     }
+}
+
+/// What the options say that the file is, or what it shows.
+fn kind(file: &ModelBytes, options: &LoadOptions) -> Result<ModelType, ModelError> {
+    match (options.model_type, model_type_of(&file.bytes)) {
+        (Some(stated), Some(found)) if stated != found => {
+            Err(ModelError::refused(file.name(), format!("the file is {found}, the config says {stated}")))
+        }
+        (Some(stated), _) => Ok(stated),
+        (None, Some(found)) => Ok(found),
+        (None, None) => {
+            let remedy = "state its `type`";
+            Err(ModelError::refused(file.name(), format!("cannot tell what kind of model this is; {remedy}")))
+        }
+    }
+}
+
+/// The compiled form of a model, to be kept in a file: [`saved`].
+///
+/// # Errors
+/// [`ModelError::Refused`] when the file cannot be read, or has no compiled form.
+pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>, ModelError> {
+    let model_type = kind(file, options)?;
+    let Some(format) = compiled::format(model_type) else {
+        let reason = format!("{model_type} models have no compiled form; XGBoost, LightGBM and Treelite models have");
+        return Err(ModelError::refused(file.name(), reason));
+    };
+    if read::format_of(&file.bytes) == Some(Format::Saved) {
+        return Err(ModelError::refused(file.name(), "it is compiled already"));
+    }
+    let read = read::read(format, &file.bytes);
+    let read = read.map_err(|error| ModelError::refused(file.name(), format!("the compiled forest: {error}")))?;
+    Ok(saved::save(model_type.as_str(), &read, &file.sha256))
 }
 
 /// Through the library whose format it is.

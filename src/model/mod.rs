@@ -34,7 +34,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::features::{FeatureKind, FeatureKinds, NotWhole};
-pub use self::load::{ModelBytes, load, model_type_of};
+pub use self::load::{ModelBytes, compiled_form, load, model_type_of};
 pub use self::options::LoadOptions;
 use self::validate::{Asking, Sample, Validation};
 use crate::metrics::ModelInfo;

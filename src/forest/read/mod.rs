@@ -16,6 +16,7 @@ mod document;
 pub mod fuzz;
 mod lightgbm;
 mod names;
+pub mod saved;
 #[cfg(test)]
 mod tests;
 mod treelite;
@@ -34,7 +35,7 @@ pub struct ModelFile {
     /// nevertheless, as `Booster.predict` does; `XGBModel.predict` would stop after it.
     pub best_iteration: Option<u32>,
     /// What the file says of itself, as (label, text).
-    pub details: Vec<(&'static str, String)>,
+    pub details: Vec<(String, String)>,
 }
 
 /// The file formats that are read.
@@ -46,6 +47,8 @@ pub enum Format {
     LightGbm,
     /// Treelite's checkpoint, 3.9 and 4.x.
     Treelite,
+    /// [`saved`]: what a model of any of these was compiled to.
+    Saved,
 }
 
 /// Why a file is not a forest.
@@ -95,6 +98,7 @@ pub fn read(format: Format, bytes: &[u8]) -> Result<ModelFile, ReadError> {
         Format::XGBoost => xgboost::read(bytes),
         Format::LightGbm => lightgbm::read(bytes),
         Format::Treelite => treelite::read(bytes),
+        Format::Saved => saved::read(bytes),
     }
 }
 
@@ -106,11 +110,18 @@ pub fn format_of(bytes: &[u8]) -> Option<Format> {
         Some(Format::LightGbm)
     } else if head.starts_with(b"binf") || head.starts_with(b"{") && head.windows(7).any(|word| word == b"learner") {
         Some(Format::XGBoost)
+    } else if saved::kind_of(head).is_some() {
+        Some(Format::Saved)
     } else if treelite::is_checkpoint(head) {
         Some(Format::Treelite)
     } else {
         None
     }
+}
+
+/// Details as readers gather them.
+fn owned(details: Vec<(&'static str, String)>) -> Vec<(String, String)> {
+    details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The check of the parts, with what the file adds to its message.

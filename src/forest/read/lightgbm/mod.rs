@@ -3,7 +3,7 @@
 //! change a score and is not read, as in the library's own C functions: a model that was trained on a pandas frame is
 //! fed the numbers of its categories.
 
-use super::{FeatureNames, ModelFile, Place, ReadError, checked};
+use super::{FeatureNames, ModelFile, Place, ReadError, checked, owned};
 use crate::forest::{Body, Float, ForestParts, LIMITS};
 
 mod lines;
@@ -47,7 +47,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<ModelFile, ReadError> {
         link: header.link,
     };
     let forest = checked(parts)?;
-    Ok(ModelFile { forest, feature_names: header.feature_names, best_iteration: None, details: header.details })
+    Ok(ModelFile { forest, feature_names: header.feature_names, best_iteration: None, details: owned(header.details) })
 }
 
 struct Header<'a> {

@@ -5,7 +5,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{FeatureNames, ModelFile, ReadError, checked};
+use super::{FeatureNames, ModelFile, ReadError, checked, owned};
 use crate::forest::{Body, Float, ForestParts, LIMITS, Link, Tree};
 
 mod bytes;
@@ -388,7 +388,7 @@ impl<'a> Header<'a> {
             link,
         };
         let (feature_names, best_iteration) = (FeatureNames::default(), None);
-        Ok(ModelFile { forest: checked(parts)?, feature_names, best_iteration, details })
+        Ok(ModelFile { forest: checked(parts)?, feature_names, best_iteration, details: owned(details) })
     }
 
     /// How many trees add to each output. One that its target does not have counts 1.

@@ -4,7 +4,7 @@
 //! A file is read as the version that wrote it scored it: where versions differ in what a base score means, or in what
 //! becomes of a category that a split does not know, the file's own version decides.
 
-use super::{FeatureNames, ModelFile, ReadError, checked};
+use super::{FeatureNames, ModelFile, ReadError, checked, owned};
 use crate::forest::{Body, Float, ForestParts, LIMITS, Link, Tree};
 
 mod binary;
@@ -118,7 +118,7 @@ impl Stated {
             link,
         };
         let (feature_names, best_iteration) = (self.feature_names, self.best_iteration);
-        Ok(ModelFile { forest: checked(parts)?, feature_names, best_iteration, details })
+        Ok(ModelFile { forest: checked(parts)?, feature_names, best_iteration, details: owned(details) })
     }
 
     /// Margins of a row, of which the file holds enough for each.
