@@ -1,5 +1,5 @@
 //! The admin port: `/livez`, `/readyz`, `/metrics`, `/stats`, `/models`, and the live page at `/`; and the calls that
-//! change models ([`control`]), for who brings the token.
+//! change models (`control`), for who brings the token.
 
 mod control;
 mod page;

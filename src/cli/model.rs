@@ -17,7 +17,7 @@ use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder}
 use super::{LogArgs, Usage, exit, logs};
 use crate::model::compare::compare;
 use crate::model::validate::{Sample, Validation, validate};
-use crate::model::{Catalog, Model, ModelBytes, ModelEntry, ModelSchema};
+use crate::model::{self, Catalog, Model, ModelBytes, ModelEntry, ModelSchema};
 use crate::record::{ModelId, Priority};
 
 /// Names that a table for people shows.
@@ -88,7 +88,7 @@ struct ValidateArgs {
     /// Their outputs: an array, or a number, a line
     #[arg(long, value_name = "FILE", requires = "data")]
     expected: Option<PathBuf>,
-    /// The largest difference from an expected output
+    /// The largest difference from an expected output; the share, where that is above 1
     #[arg(long, value_name = "X", default_value = TOLERANCE)]
     tolerance: f64,
     #[command(flatten)]
@@ -228,11 +228,8 @@ fn sample_files(args: &ValidateArgs, model: &Path) -> Option<SampleFiles> {
     if let (Some(data), Some(expected)) = (&args.data, &args.expected) {
         return Some(SampleFiles { data: data.clone(), expected: expected.clone(), found: false });
     }
-    let beside = |rows: &str, expected: &str| (model.with_extension(rows), model.with_extension(expected));
-    let own = beside("rows.jsonl", "expected.jsonl");
-    let folder = (model.with_file_name("rows.jsonl"), model.with_file_name("expected.jsonl"));
-    let mut pairs = [own, folder].into_iter().filter(|(data, expected)| data.is_file() && expected.is_file());
-    pairs.next().map(|(data, expected)| SampleFiles { data, expected, found: true })
+    let files = model::SampleFiles::beside(model)?;
+    Some(SampleFiles { data: files.rows, expected: files.expected, found: true })
 }
 
 fn read_sample(files: &SampleFiles, args: &ValidateArgs, schema: &ModelSchema) -> anyhow::Result<Sample> {

@@ -14,7 +14,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::{InferenceEngine, ModelSpec};
 use crate::clock;
 use crate::metrics::{CandidateInfo, ChangeError, ModelInfo, VersionInfo};
-use crate::model::{self, Catalog, LevelTimeout, LoadOptions, LoadedModel, Model, ModelBytes, ModelEntry, ModelError};
+use crate::model::{
+    self, Catalog, LevelTimeout, LoadOptions, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, SampleFiles,
+};
 use crate::record::ModelId;
 use crate::score::{Candidate, InService, Serving, Trial, TrialMode};
 
@@ -352,6 +354,14 @@ impl InferenceEngine {
             None => 1,
         };
         let loaded = Arc::new(LoadedModel::new(&spec.name, version, sha256, model, self.score_threads())?);
+        if let Some(files) = SampleFiles::beside(&spec.path) {
+            let sample = files.read(loaded.schema())?;
+            let check = loaded.meets(&sample);
+            if !check.passed {
+                let reason = format!("refused by its sample, {}: {}", files.expected.display(), check.detail);
+                return Err(ModelError::refused(&spec.name, reason));
+            }
+        }
         if let Some(file) = self.config.journal.as_ref().filter(|_| loaded.runs_native_code()) {
             self.scheduler.open_journal(file, self.score_threads());
         }

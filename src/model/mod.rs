@@ -21,6 +21,7 @@ mod made_up;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod options;
+mod sample;
 pub mod validate;
 #[cfg(feature = "xgboost")]
 mod xgboost;
@@ -36,7 +37,8 @@ pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::features::{FeatureKind, FeatureKinds, NotWhole};
 pub use self::load::{ModelBytes, compiled_form, load, model_type_of};
 pub use self::options::LoadOptions;
-use self::validate::{Asking, Sample, Validation};
+pub use self::sample::SampleFiles;
+use self::validate::{Asked, Asking, Check, Sample, Validation};
 use crate::metrics::ModelInfo;
 
 /// The kinds of model.
@@ -379,6 +381,12 @@ impl LoadedModel {
     /// [`ModelError::Refused`] when the sample does not fit the model.
     pub fn validate(&self, sample: Option<&Sample>) -> Result<Validation, ModelError> {
         validate::validate(&self.name, &self.schema, self.asked().as_mut(), sample)
+    }
+
+    /// Whether it gives what the original library gave for a sample that was read for its schema.
+    #[must_use]
+    pub fn meets(&self, sample: &Sample) -> Check {
+        validate::meets(&mut Asked { scorer: self.asked().as_mut(), schema: &self.schema }, sample)
     }
 
     /// What scoring a row costs, in nanoseconds, when `batch` rows are scored at a time: 257 at the most. Timed without

@@ -63,7 +63,7 @@ pub struct Sample {
     pub texts: Vec<Option<String>>,
     /// Row-major outputs of the original library.
     pub expected: Vec<f64>,
-    /// The largest difference that counts as equal.
+    /// The largest difference that counts as equal: of an output above 1 the share.
     pub tolerance: f64,
 }
 
@@ -132,7 +132,7 @@ pub fn validate(
             );
             return Err(ModelError::refused(name, reason));
         }
-        checks.push(meets(scorer, sample, width, outputs));
+        checks.push(meets(scorer, sample));
     }
     Ok(Validation { checks })
 }
@@ -248,13 +248,16 @@ fn permuted(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], repeats: Repeat
     }
 }
 
-fn meets(scorer: &mut Asked<'_>, sample: &Sample, width: usize, outputs: usize) -> Check {
+pub(super) fn meets(scorer: &mut Asked<'_>, sample: &Sample) -> Check {
+    let (width, outputs) = (scorer.schema.width(), scorer.schema.outputs);
     let name = "expected outputs";
     let texts: Vec<Option<&str>> = sample.texts.iter().map(Option::as_deref).collect();
     match scorer.score_cells(&sample.rows, &texts) {
         Err(error) => Check { name, passed: false, detail: error },
         Ok(scores) => {
-            let differences = scores.iter().zip(&sample.expected).map(|(own, expected)| (own - expected).abs());
+            // Of the output itself where that is above 1.
+            let difference = |(own, expected): (&f64, &f64)| (own - expected).abs() / expected.abs().max(1.0);
+            let differences = scores.iter().zip(&sample.expected).map(difference);
             // A NaN difference is the worst there is, and stays so.
             let worst = differences.enumerate().fold((0, 0.0_f64), |worst, (place, difference)| {
                 if worst.1.is_nan() || difference <= worst.1 { worst } else { (place, difference) }

@@ -268,3 +268,18 @@ fn a_model_that_waits_on_its_own_thread_keeps_no_other_waiting() {
     served.engine.shutdown();
     assert_eq!(last.wait().unwrap().scores, [7.0]);
 }
+
+#[test]
+fn a_version_that_does_not_meet_the_sample_beside_it_is_refused() {
+    let served = Served::new(-1.0, 1.0);
+    served.write("m.rows.jsonl", "[1.0]\n{\"x\": null}\n");
+    served.write("m.expected.jsonl", "[2.0]\n-1\n");
+    served.write("m.txt", &stump(-1.0, 2.5));
+    let error = served.engine.reload("m").unwrap_err().to_string();
+    let told = ["refused by its sample", "m.expected.jsonl", "largest difference 2.5e-1 (row 0)"];
+    assert!(told.iter().all(|part| error.contains(part)), "{error}");
+    assert_eq!(served.answer(), (1, 1.0));
+    served.write("m.txt", &stump(-1.0, 2.0));
+    served.engine.reload("m").unwrap();
+    assert_eq!(served.answer(), (3, 2.0));
+}
