@@ -400,8 +400,34 @@ impl Sights {
         }
         let mut build = Family::gauge("forebay_build_info", "1, and which forebay this is");
         build.put(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-        let families = [depth, oldest, info, build].into_iter().chain(self.pool_families());
+        let families =
+            [depth, oldest, info, build].into_iter().chain(self.pool_families()).chain(self.trial_families());
         families.filter_map(Family::done).collect()
+    }
+
+    /// What the candidates have done so far; a series ends with its trial.
+    fn trial_families(&self) -> [Family; 6] {
+        let counter = |name, help| Family::counter(name, help);
+        let mut requests = counter("forebay_candidate_requests_total", "Requests that a candidate scored or failed on");
+        let mut failed = counter("forebay_candidate_failed_total", "Requests that a candidate failed on");
+        let mut compared = counter("forebay_candidate_compared_rows_total", "Rows that a shadow scored too");
+        let mut differing = counter("forebay_candidate_differing_rows_total", "Rows that a shadow scored otherwise");
+        let mut changed = counter("forebay_candidate_changed_rows_total", "Rows that a shadow put in another class");
+        let mut furthest = Family::gauge("forebay_candidate_difference_max", "The largest difference of an output");
+        for model in &self.models {
+            let Some(CandidateInfo { version, mode, stats, .. }) = &model.candidate else { continue };
+            let version = version.version.to_string();
+            let labels = [("model", model.name.as_str()), ("version", &version), ("mode", mode)];
+            requests.put(&labels, stats.requests as f64);
+            failed.put(&labels, stats.failed as f64);
+            if mode == "shadow" {
+                compared.put(&labels, stats.compared_rows as f64);
+                differing.put(&labels, stats.differing_rows as f64);
+                changed.put(&labels, stats.changed_rows as f64);
+                furthest.put(&labels, stats.difference_max);
+            }
+        }
+        [requests, failed, compared, differing, changed, furthest]
     }
 
     /// By NUMA node; without a label where memory is held to none.

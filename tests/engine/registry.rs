@@ -199,7 +199,11 @@ fn a_shadow_is_compared_and_answers_nothing() {
     let stats = stats();
     assert_eq!((stats.requests, stats.failed, stats.differing_rows, stats.changed_rows), (100, 0, 75, 75));
     assert!((stats.difference_max - 0.75).abs() < 1e-12 && (stats.difference_mean - 0.75 * 75.0 / 200.0).abs() < 1e-12);
+    let metrics = served.engine.metrics().to_text(&served.engine.sights());
+    let line = "forebay_candidate_changed_rows_total{model=\"m\",version=\"2\",mode=\"shadow\"} 75";
+    assert!(metrics.contains(line), "{metrics}");
     assert_eq!(served.engine.end_trial("m").unwrap(), Change::Trial);
+    assert!(!served.engine.metrics().to_text(&served.engine.sights()).contains("forebay_candidate_"));
     assert_eq!(served.info().candidate, None);
     assert_eq!(served.answer(), (1, 1.0));
 }
