@@ -215,7 +215,10 @@ impl Scheduler {
         let slot = id.0 as usize;
         let mut all = self.serving.write();
         if slot < all.len() {
-            all[slot] = serving;
+            let before = std::mem::replace(&mut all[slot], serving);
+            drop(all);
+            // A version that ends here takes its time, and score threads wait for that lock.
+            drop(before);
         } else {
             all.push(serving);
             let threads = u32::try_from(threads).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
