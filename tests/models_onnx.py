@@ -34,7 +34,7 @@ from sklearn.preprocessing import StandardScaler
 
 from models import BASE, HIGGS_FEATURES, SEED, edge_rows, higgs, json_row, mass, mass_class, on_higgs, with_holes
 
-FLOAT, DOUBLE, INT64, TEXT = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.STRING
+FLOAT, DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE
 OPSET = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
 
 
@@ -174,18 +174,6 @@ def tiny(inputs, outputs=None, nodes=None, tensors=()):
     return build(nodes, inputs, outputs, list(tensors))
 
 
-def cast(kind, inputs, to=FLOAT):
-    node = helper.make_node("Cast", [inputs[0][0]], ["y"], to=to)
-    return tiny(inputs, [("y", to, inputs[0][2])], [node])
-
-
-def two_inputs(first, second):
-    inputs = [("a", *first), ("b", *second)]
-    nodes = [helper.make_node("Cast", [name], [f"{name}_f"], to=FLOAT) for name in "ab"]
-    nodes.append(helper.make_node("Concat", ["a_f", "b_f"], ["y"], axis=1))
-    return tiny(inputs, [("y", FLOAT, ["N", None])], nodes)
-
-
 def external():
     graph = mlp()[0]
     tensor = graph.graph.initializer[0]
@@ -232,13 +220,6 @@ def unknown_operator():
 
 REFUSED = {
     "features_open": lambda: (tiny([("x", FLOAT, ["N", "F"])]), ["x: ", "leaves the number of features open"]),
-    "rows_fixed": lambda: (tiny([("x", FLOAT, [1, 2])]), ["x: ", "is fixed to 1 rows a call"]),
-    "int64": lambda: (cast(INT64, [("x", INT64, ["N", 2])]), ["x: ", "takes no floats"]),
-    "text": lambda: (cast(TEXT, [("x", TEXT, ["N", 2])]), ["x: ", "takes text"]),
-    "rank_three": lambda: (tiny([("x", FLOAT, ["N", 2, 2])]), ["x: ", "is no matrix of rows"]),
-    "two_types": lambda: (two_inputs((FLOAT, ["N", 1]), (DOUBLE, ["N", 1])), ["of two float types", "a: ", "b: "]),
-    "column_int64": lambda: (two_inputs((FLOAT, ["N", 1]), (INT64, ["N", 1])), ["b: ", "takes no floats"]),
-    "two_matrices": lambda: (two_inputs((FLOAT, ["N", 2]), (FLOAT, ["N", 1])), ["a: ", "one matrix of several"]),
     "two_floats": lambda: (two_floats(), ["2 outputs could be the scores", "a: ", "b: "]),
     "text_labels": lambda: (text_labels(), ["no output holds numbers", "label: "]),
     "sequence": lambda: (sequence_of_tensors(), ["y: ", "is made by no ZipMap"]),

@@ -289,6 +289,7 @@ impl Check<'_> {
             backend: (&raw.compile_model).into(),
             trusted: raw.trusted,
             quantize: raw.enable_model_quantization,
+            onnx: super::onnx::onnx(self, &key("onnx"), &raw.onnx, base_dir),
         };
         Model {
             name: raw.name.clone().unwrap_or_default(),

@@ -1,9 +1,10 @@
-//! What routes and models must agree on with each other: names are unique, a topic has one reader, and no reply becomes
-//! an input again.
+//! What routes and models must agree on with each other: names are unique, models name one ONNX Runtime, a topic has one
+//! reader, and no reply becomes an input again.
 
 use std::collections::BTreeMap;
 
 use super::error::Problem;
+use super::onnx::other_libraries;
 use super::places::Places;
 use super::wants::listed;
 use super::{Model, Route};
@@ -11,6 +12,7 @@ use super::{Model, Route};
 /// All disagreements.
 pub(super) fn check(routes: &[Route], models: &[Model], places: &Places) -> Vec<Problem> {
     let mut problems = doubled_names(models, places);
+    problems.extend(other_libraries(models, places));
     problems.extend(doubled_topics(routes, places));
     problems.extend(circles(routes, places));
     problems

@@ -19,6 +19,7 @@ mod cross;
 mod dump;
 mod error;
 mod names;
+mod onnx;
 mod places;
 mod raw;
 mod shape;

@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::onnx::RawOnnx;
 use super::values::{
     BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
     OnBadPosition, Ordering, PinMode, RawClientValue, RawCompile, RawPin, Rebalance, Reload, ReplyMetadata,
@@ -202,6 +203,8 @@ pub(super) struct RawModel {
     pub(super) reload: Reload,
     /// A version that is tried beside the one that serves. Default none; one at the most.
     pub(super) candidate: Vec<RawCandidate>,
+    /// How ONNX Runtime scores it, where it is an ONNX graph.
+    pub(super) onnx: RawOnnx,
     /// How its requests are batched.
     pub(super) batch: RawBatch,
 }

@@ -19,7 +19,8 @@ pub(super) fn nanos_a_row(schema: &ModelSchema, scorer: &mut dyn Scorer, batch: 
     let rows = made_up(width, &scorer.asking());
     // A model that may be asked about few rows scores them several times over.
     let rows = rows.repeat((batch * width).div_ceil(rows.len()));
-    let (rows, texts) = by_kind(&schema.kinds, &rows, width);
+    let words = scorer.words().to_vec();
+    let (rows, texts) = by_kind(&schema.kinds, &rows, width, &words);
     let text_width = schema.kinds.text_columns().len();
     let narrowed: Vec<f32> = rows.iter().map(|&value| narrow(value)).collect();
     let places = |call: usize, width: usize| call * batch * width..(call + 1) * batch * width;

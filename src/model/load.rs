@@ -126,13 +126,13 @@ pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>
 pub(super) fn load_library(
     file: &ModelBytes,
     model_type: ModelType,
-    _options: &LoadOptions,
+    options: &LoadOptions,
 ) -> Result<Box<dyn Model>, ModelError> {
     match model_type {
         #[cfg(feature = "lightgbm")]
         ModelType::LightGbm => Ok(Box::new(super::lightgbm::LightGbmModel::parse(file)?)),
         #[cfg(feature = "onnx")]
-        ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file)?)),
+        ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file, options)?)),
         #[cfg(feature = "xgboost")]
         ModelType::XgBoost => Ok(Box::new(super::xgboost::XgBoostModel::parse(file)?)),
         ModelType::Treelite => {

@@ -1,5 +1,5 @@
-//! Made-up numbers in, cells of each column's own kind out: whole numbers within their bounds, and words. Missing stays
-//! missing.
+//! Made-up numbers in, cells of each column's own kind out: whole numbers within their bounds, and words, half of them of
+//! those that the model may know. Missing stays missing.
 
 use std::borrow::Cow;
 
@@ -9,10 +9,10 @@ use super::FeatureKinds;
 const WORDS: [&str; 6] = ["a", "other", "", "42", "Ä b", "unknown"];
 
 /// Values, and a cell for each text column.
-type Cells<'a> = (Cow<'a, [f64]>, Vec<Option<&'static str>>);
+type Cells<'a> = (Cow<'a, [f64]>, Vec<Option<&'a str>>);
 
 /// The cells that numbers stand for, in rows of `width`. Equal numbers make equal cells.
-pub(super) fn by_kind<'a>(kinds: &FeatureKinds, values: &'a [f64], width: usize) -> Cells<'a> {
+pub(super) fn by_kind<'a>(kinds: &FeatureKinds, values: &'a [f64], width: usize, known: &'a [String]) -> Cells<'a> {
     if kinds.all_numbers() {
         return (Cow::Borrowed(values), Vec::new());
     }
@@ -20,7 +20,7 @@ pub(super) fn by_kind<'a>(kinds: &FeatureKinds, values: &'a [f64], width: usize)
     for row in values.chunks_exact_mut(width.max(1)) {
         for &column in kinds.text_columns() {
             let number = std::mem::replace(&mut row[column], f64::NAN);
-            texts.push((!number.is_nan()).then(|| word(number)));
+            texts.push((!number.is_nan()).then(|| word(number, known)));
         }
         for &(column, least, most) in kinds.integers() {
             row[column] = row[column].round().clamp(least as f64, most as f64);
@@ -29,10 +29,10 @@ pub(super) fn by_kind<'a>(kinds: &FeatureKinds, values: &'a [f64], width: usize)
     (Cow::Owned(values), texts)
 }
 
-fn word(number: f64) -> &'static str {
-    let places = WORDS.len() as u64;
-    let place = (number.to_bits() >> 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    WORDS[usize::try_from(place % places).unwrap_or(0)]
+fn word(number: f64, known: &[String]) -> &str {
+    let random = (number.to_bits() >> 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24;
+    let place = |words: usize| usize::try_from(random >> 1).unwrap_or(0) % words;
+    if random.is_multiple_of(2) && !known.is_empty() { &known[place(known.len())] } else { WORDS[place(WORDS.len())] }
 }
 
 #[cfg(test)]
@@ -44,16 +44,18 @@ mod tests {
     fn each_column_gets_its_kind() {
         let numbers = [1.5, f64::NAN];
         assert!(
-            matches!(by_kind(&FeatureKinds::default(), &numbers, 2), (Cow::Borrowed(_), texts) if texts.is_empty())
+            matches!(by_kind(&FeatureKinds::default(), &numbers, 2, &[]), (Cow::Borrowed(_), texts) if texts.is_empty())
         );
         let kinds = FeatureKinds::new(vec![FeatureKind::Text, FeatureKind::UINT8, FeatureKind::Number]);
         let rows = [0.3, -7.4, 0.5, f64::NAN, f64::NAN, 2.0, 0.3, 3e9, 0.0];
-        let (values, texts) = by_kind(&kinds, &rows, 3);
+        let (values, texts) = by_kind(&kinds, &rows, 3, &[]);
         assert_eq!((values[1], values[2], values[7]), (0.0, 0.5, 255.0));
         assert!([0, 3, 4, 6].iter().all(|&place: &usize| values[place].is_nan()));
         assert_eq!((texts.len(), texts[1], texts[0]), (3, None, texts[2]));
         assert_eq!(kinds.check_integers(&values, 3), Ok(()));
-        let found: std::collections::HashSet<&str> = (0..100).map(|number| word(f64::from(number) * 0.37)).collect();
-        assert_eq!(found.len(), WORDS.len());
+        let known = ["x".to_owned(), "y".to_owned()];
+        let words = |known| (0..200).map(move |number| word(f64::from(number) * 0.37, known));
+        let found = |known| words(known).collect::<std::collections::HashSet<&str>>().len();
+        assert_eq!((found(&[]), found(&known)), (WORDS.len(), WORDS.len() + 2));
     }
 }

@@ -20,6 +20,7 @@ mod load;
 mod made_up;
 #[cfg(feature = "onnx")]
 mod onnx;
+mod onnx_options;
 mod options;
 mod sample;
 pub mod validate;
@@ -28,6 +29,7 @@ mod xgboost;
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -36,6 +38,7 @@ use parking_lot::{Mutex, MutexGuard};
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::features::{FeatureKind, FeatureKinds, NotWhole};
 pub use self::load::{ModelBytes, compiled_form, load, model_type_of};
+pub use self::onnx_options::{GraphOptimization, OnnxOptions};
 pub use self::options::LoadOptions;
 pub use self::sample::SampleFiles;
 use self::validate::{Asked, Asking, Check, Sample, Validation};
@@ -251,6 +254,18 @@ impl<'a> Rows<'a> {
         Self { values, width, texts: &[] }
     }
 
+    /// Some of the rows.
+    #[must_use]
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let text_width = self.texts.len().checked_div(self.count()).unwrap_or(0);
+        let of = |width: usize| rows.start * width..rows.end * width;
+        let values = match self.values {
+            Values::F32(values) => Values::F32(&values[of(self.width)]),
+            Values::F64(values) => Values::F64(&values[of(self.width)]),
+        };
+        Self { values, width: self.width, texts: &self.texts[of(text_width)] }
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -318,6 +333,11 @@ pub trait Scorer: Send {
     /// How it may be asked about made-up rows.
     fn asking(&self) -> Asking {
         Asking::default()
+    }
+
+    /// Words that its text columns may know, for made-up rows.
+    fn words(&self) -> &[String] {
+        &[]
     }
 
     /// Scores every row: `scores` has `rows.count() * schema.outputs` places, row-major, and all are written.

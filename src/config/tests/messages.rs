@@ -301,6 +301,26 @@ fn routes_and_models_fit_each_other() {
 }
 
 #[test]
+fn a_worker_loads_one_onnx_runtime() {
+    let models = |libraries: [&str; 3]| {
+        let table = |(at, library)| {
+            format!("[[model]]\nname = \"m{at}\"\npath = \"b\"\n[model.onnx]\nlibrary = \"{library}\"\n")
+        };
+        let models: String = libraries.into_iter().enumerate().map(table).collect();
+        message_with("[[model]]", &format!("model = \"fraud\"\n{models}[[model]]"))
+    };
+    assert_eq!(
+        models(["", "a.so", "b.so"]),
+        "worker.toml:24: model[2].onnx.library: it is not the one of model[1], and a worker loads one; name the same, or none"
+    );
+    let output = "[[model]]\nname = \"m\"\npath = \"b\"\n[model.onnx]\noutput = [\"a\", \"a\"]\n[[model]]";
+    assert_eq!(
+        message_with("[[model]]", &format!("model = \"fraud\"\n{output}")),
+        "worker.toml:14: model[0].onnx.output[1]: got \"a\", wants the name of an output of the graph, each once"
+    );
+}
+
+#[test]
 fn replies_never_come_back() {
     let end = "so that replies would be scored again without end; choose another topic";
     assert_eq!(

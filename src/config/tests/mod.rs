@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
-use crate::model::{Backend, ModelType};
+use crate::model::{Backend, GraphOptimization, ModelType};
 use crate::score::{Trial, TrialMode};
 
 /// An environment out of two tables, on a host named "box".
@@ -100,6 +100,12 @@ trusted = false
 enable_model_quantization = false
 reload = "off"
 candidate = []
+[model.onnx]
+intra_threads = 1
+inter_threads = 1
+graph_optimization = "all"
+output = ""
+library = ""
 [model.batch]
 batch_size_max = 1024
 preferred_sizes = []
@@ -197,6 +203,12 @@ compile_model = true
 sha256 = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 trusted = true
 enable_model_quantization = true
+[model.onnx]
+intra_threads = 64
+inter_threads = 2
+graph_optimization = "extended"
+output = ["probabilities", "$$core"]
+library = "lib/libonnxruntime.so"
 [model.batch]
 batch_size_max = 8
 preferred_sizes = [8, 4]
@@ -328,7 +340,12 @@ fn everything_may_differ_from_its_default() {
     assert_eq!([Backend::Reference, Backend::Auto], [0, 1].map(|at: usize| config.models[at].load.backend));
     assert!(config.models[0].load.trusted && config.models[0].load.quantize);
     assert_eq!([Reload::Off, Reload::Watch], [0, 1].map(|at: usize| config.models[at].reload));
+    let onnx = &config.models[1].load.onnx;
+    assert_eq!((onnx.intra_threads.get(), onnx.inter_threads.get()), (64, 2));
+    assert_eq!((onnx.graph_optimization, &onnx.output[1]), (GraphOptimization::Extended, &"$core".to_owned()));
+    assert_eq!(onnx.library.as_deref(), Some(Path::new("/etc/forebay/lib/libonnxruntime.so")));
     let candidate = config.models[1].candidate.as_ref().unwrap();
+    assert_eq!(&candidate.load.onnx, onnx);
     assert_eq!(candidate.path, Path::new("/etc/forebay/third.pkl"));
     assert_eq!(candidate.trial, Trial { mode: TrialMode::Canary, share: 0.25 });
     assert_eq!((candidate.load.model_type, candidate.load.backend), (Some(ModelType::Sklearn), Backend::Compiled));

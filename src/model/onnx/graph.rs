@@ -4,6 +4,8 @@
 
 /// Graphs inside graphs (branches and loops) that are followed.
 const DEPTH_MAX: usize = 32;
+/// Words that are kept of its vocabularies.
+const WORDS_MAX: usize = 256;
 
 /// What a model file says of itself.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -18,6 +20,10 @@ pub(super) struct GraphFile {
     pub(super) labelled: Vec<Labelled>,
     /// Whether a tree ensemble is among them all.
     pub(super) has_trees: bool,
+    /// Whether a row's scores hang on its neighbours: numbers are rounded by a scale that is taken from the whole batch.
+    pub(super) scales_by_batch: bool,
+    /// Words that its encoders know, the first of all.
+    pub(super) words: Vec<String>,
 }
 
 /// A node that carries class labels: a classifier, or the `ZipMap` behind it.
@@ -79,7 +85,7 @@ impl GraphFile {
                 }
                 (25, Value::Bytes(function)) => {
                     for node in function.messages(7) {
-                        check_node(node?, 0)?;
+                        file.node(node?, 0)?;
                     }
                 }
                 _ => {}
@@ -95,7 +101,7 @@ impl GraphFile {
     }
 
     fn outer_graph(&mut self, graph: Message<'_>) -> Result<(), String> {
-        check_graph(graph, 0)?;
+        self.graph(graph, 0)?;
         for field in graph {
             match field? {
                 (1, Value::Bytes(node)) => {
@@ -174,35 +180,55 @@ fn read_labels(attribute: Message<'_>) -> Result<Option<Labels>, String> {
     })
 }
 
-// ---- what must not reach the runtime -------------------------------------------------------------------------------
+// ---- all nodes, and what must not reach the runtime -------------------------------------------------------------------------------
 
-fn check_graph(graph: Message<'_>, depth: usize) -> Result<(), String> {
-    if depth > DEPTH_MAX {
-        return Err(format!("graphs nested more than {DEPTH_MAX} deep; export it without them"));
-    }
-    for field in graph {
-        match field? {
-            (1, Value::Bytes(node)) => check_node(node, depth)?,
-            (5, Value::Bytes(tensor)) => check_tensor(tensor)?,
-            (15, Value::Bytes(sparse)) => check_sparse(sparse)?,
-            _ => {}
+impl GraphFile {
+    fn graph(&mut self, graph: Message<'_>, depth: usize) -> Result<(), String> {
+        if depth > DEPTH_MAX {
+            return Err(format!("graphs nested more than {DEPTH_MAX} deep; export it without them"));
         }
-    }
-    Ok(())
-}
-
-fn check_node(node: Message<'_>, depth: usize) -> Result<(), String> {
-    for attribute in node.messages(5) {
-        for field in attribute? {
+        for field in graph {
             match field? {
-                (5 | 10, Value::Bytes(tensor)) => check_tensor(tensor)?,
-                (22 | 23, Value::Bytes(sparse)) => check_sparse(sparse)?,
-                (6 | 11, Value::Bytes(graph)) => check_graph(graph, depth + 1)?,
+                (1, Value::Bytes(node)) => self.node(node, depth)?,
+                (5, Value::Bytes(tensor)) => check_tensor(tensor)?,
+                (15, Value::Bytes(sparse)) => check_sparse(sparse)?,
                 _ => {}
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn node(&mut self, node: Message<'_>, depth: usize) -> Result<(), String> {
+        let [operator] = read_texts(node, [4])?;
+        self.scales_by_batch |= operator.starts_with("DynamicQuantize");
+        for attribute in node.messages(5) {
+            let attribute = attribute?;
+            self.read_words(attribute)?;
+            for field in attribute {
+                match field? {
+                    (5 | 10, Value::Bytes(tensor)) => check_tensor(tensor)?,
+                    (22 | 23, Value::Bytes(sparse)) => check_sparse(sparse)?,
+                    (6 | 11, Value::Bytes(graph)) => self.graph(graph, depth + 1)?,
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The categories of a `OneHotEncoder`, the keys of a `LabelEncoder`.
+    fn read_words(&mut self, attribute: Message<'_>) -> Result<(), String> {
+        let [name] = read_texts(attribute, [1])?;
+        if !matches!(name.as_str(), "cats_strings" | "keys_strings") {
+            return Ok(());
+        }
+        for word in attribute.messages(9) {
+            if self.words.len() < WORDS_MAX {
+                self.words.push(word?.text()?);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn check_sparse(sparse: Message<'_>) -> Result<(), String> {

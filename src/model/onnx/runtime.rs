@@ -14,12 +14,14 @@ use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use parking_lot::Mutex;
 
+use crate::model::{GraphOptimization, OnnxOptions};
+
 /// Where `make setup` unpacks the library.
 const UNPACKED: &str = ".venv/onnxruntime";
 /// What the system's loader is asked for.
 const SYSTEM_NAMES: [&str; 2] = ["libonnxruntime.so.1", "libonnxruntime.so"];
-const REMEDY: &str = "`make setup` unpacks it into .venv/onnxruntime; or `pip install onnxruntime`, and set \
-    ORT_DYLIB_PATH to the file onnxruntime/capi/libonnxruntime.so.* of that package";
+const REMEDY: &str = "`make setup` unpacks it into .venv/onnxruntime; or `pip install onnxruntime`, and set `library` \
+    under [model.onnx], or ORT_DYLIB_PATH, to the file onnxruntime/capi/libonnxruntime.so.* of that package";
 
 /// The loaded library.
 pub(super) struct Runtime {
@@ -29,21 +31,30 @@ pub(super) struct Runtime {
 }
 
 impl Runtime {
-    /// Loads the library, or gives the one that is loaded.
-    pub(super) fn get() -> Result<&'static Self, String> {
+    /// Loads the library, or gives the one that is loaded. `library` names its file; a process has one.
+    pub(super) fn get(library: Option<&Path>) -> Result<&'static Self, String> {
         static RUNTIME: OnceLock<Runtime> = OnceLock::new();
         static LOADING: Mutex<()> = Mutex::new(());
         let _loading = LOADING.lock();
         if let Some(runtime) = RUNTIME.get() {
-            return Ok(runtime);
+            return match library {
+                Some(library) if !is_same_file(library, &runtime.library) => {
+                    let (loaded, wanted) = (runtime.library.display(), library.display());
+                    Err(format!(
+                        "ONNX Runtime is loaded from {loaded} already, and a process has one; `library` wants {wanted}"
+                    ))
+                }
+                _ => Ok(runtime),
+            };
         }
-        let runtime = Self::load()?;
+        let runtime = Self::load(library)?;
         Ok(RUNTIME.get_or_init(|| runtime))
     }
 
-    fn load() -> Result<Self, String> {
+    fn load(library: Option<&Path>) -> Result<Self, String> {
         let mut failures = Vec::new();
-        for library in candidates(env::var_os("ORT_DYLIB_PATH").as_deref()) {
+        let named = library.map(|path| path.as_os_str().to_owned()).or_else(|| env::var_os("ORT_DYLIB_PATH"));
+        for library in candidates(named.as_deref()) {
             match ort::init_from(&library) {
                 Ok(builder) => {
                     let environment = builder.with_name("forebay").with_telemetry(false).with_logger(logger()).build();
@@ -59,13 +70,17 @@ impl Runtime {
 
     /// A session on a model. One for each scorer: the binding lends a session to one run at a time, because parts of
     /// the runtime behind it are not safe to share.
-    pub(super) fn session(&self, model: &[u8]) -> Result<Session, String> {
+    pub(super) fn session(&self, model: &[u8], options: &OnnxOptions) -> Result<Session, String> {
+        let inter_threads = options.inter_threads.get() as usize;
         let open = || -> ort::Result<Session> {
             Session::builder(&self.environment)?
-                // The score threads are ours.
-                .with_intra_threads(1)?
-                .with_inter_threads(1)?
-                .with_optimization_level(GraphOptimizationLevel::All)?
+                .with_intra_threads(options.intra_threads.get() as usize)?
+                .with_inter_threads(inter_threads)?
+                .with_parallel_execution(inter_threads > 1)?
+                // The score threads are ours, and what spins beside them takes their cores.
+                .with_intra_op_spinning(false)?
+                .with_inter_op_spinning(false)?
+                .with_optimization_level(level(options.graph_optimization))?
                 // Graphs made from LightGBM models warn on every batch of more than one row.
                 .with_log_level(LogLevel::Error)?
                 .commit_from_memory(model)
@@ -79,6 +94,20 @@ impl Runtime {
         let library = self.library.canonicalize();
         format!("{} (commit {})", library.as_ref().unwrap_or(&self.library).display(), commit.unwrap_or("unknown"))
     }
+}
+
+fn level(optimization: GraphOptimization) -> GraphOptimizationLevel {
+    match optimization {
+        GraphOptimization::Off => GraphOptimizationLevel::Disable,
+        GraphOptimization::Basic => GraphOptimizationLevel::Level1,
+        GraphOptimization::Extended => GraphOptimizationLevel::Level2,
+        GraphOptimization::All => GraphOptimizationLevel::All,
+    }
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    canonical(a) == canonical(b)
 }
 
 /// Why a file does not load, in the system's own words.
