@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-cache bench-batch bench-submit bench-check check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-cache bench-batch bench-submit bench-python bench-check check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,7 +37,7 @@ demo: build ## Stream 50,000 real records through an in-process broker
 demo-kafka: setup-kafka build ## The same on its own Kafka broker: exactly once, one worker of two killed
 	@tests/servers/with-kafka $(FOREBAY) demo --brokers '{brokers}'
 
-INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-onnx_full index-xgboost index-forest index-treelite)
+INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-onnx_full index-xgboost index-forest index-treelite index-python)
 test: setup $(INDEXES) ## Run all tests, those against a real broker too
 	@: >target/skips.txt
 	FOREBAY_SKIPS=$(CURDIR)/target/skips.txt $(CARGO) test $(BUILD) --features failpoints
@@ -84,6 +84,9 @@ bench-batch: build ## Simulate the batcher's rules beside Triton's and plain one
 
 bench-submit: build ## Measure what submitting costs beside plain queues, and how late deadlines are kept
 	$(CARGO) bench --locked --bench submit
+
+bench-python: setup-test build target/models/index-python.json ## Measure what a Python model's process costs a row beside predict itself
+	$(CARGO) bench --locked --bench python
 
 # Counts, not times: it may run beside other work.
 bench-check: build ## Count instructions and allocations of the pure stages; ACCEPT=1 rewrites their table

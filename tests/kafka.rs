@@ -28,6 +28,8 @@ mod kinds;
 mod metadata;
 #[path = "kafka/overload.rs"]
 mod overload;
+#[path = "kafka/python.rs"]
+mod python;
 mod support;
 
 use std::process::ExitCode;
@@ -120,6 +122,8 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("a_transient_error_is_tried_again", failing::retried),
         trial("a_deadline_that_passes_is_answered", bad_input::deadlines_are_answered),
         trial("each_kind_of_model_scores_as_its_own_library", kinds::each_scores_as_its_library),
+        trial("python_models_score_as_python_says", python::each_scores_as_python),
+        trial("python_models_that_misbehave_fail_alone", python::misdeeds),
         trial("five_hundred_reloads_under_load", reload::five_hundred_under_load),
         trial("models_are_exchanged_by_watch_and_by_hand", reload::by_watch_and_by_hand),
         trial("replies_go_where_the_request_says_if_it_may", addresses::reply_headers),

@@ -88,7 +88,7 @@ impl Check<'_> {
         }
     }
 
-    fn bytes(&mut self, key: &str, text: &BytesText, bounds: &RangeInclusive<u64>) -> NonZeroUsize {
+    pub(super) fn bytes(&mut self, key: &str, text: &BytesText, bounds: &RangeInclusive<u64>) -> NonZeroUsize {
         let bytes = parse_bytes(&text.0).filter(|bytes| bounds.contains(bytes));
         bytes.and_then(|bytes| usize::try_from(bytes).ok()).and_then(NonZeroUsize::new).unwrap_or_else(|| {
             let (min, max) = (bytes_words(*bounds.start()), bytes_words(*bounds.end()));
@@ -290,6 +290,7 @@ impl Check<'_> {
             trusted: raw.trusted,
             quantize: raw.enable_model_quantization,
             onnx: super::onnx::onnx(self, &key("onnx"), &raw.onnx, base_dir),
+            python: super::python::python(self, &key("python"), &raw.python, base_dir),
         };
         Model {
             name: raw.name.clone().unwrap_or_default(),

@@ -8,7 +8,7 @@ use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawLog, Raw
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
-use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, onnx};
+use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, onnx, python};
 use crate::placement::Pin;
 
 /// The effective config as TOML, with secrets as `***`.
@@ -89,6 +89,7 @@ fn model(model: &Model) -> RawModel {
         reload: model.reload,
         candidate: candidate::dump(model.candidate.as_ref()),
         onnx: onnx::dump(&model.load.onnx),
+        python: python::dump(&model.load.python),
         batch: batch::dump(&model.batch),
     }
 }
@@ -120,6 +121,6 @@ pub(super) fn duration(duration: Duration) -> DurationText {
     DurationText(duration_text(duration))
 }
 
-fn bytes(bytes: usize) -> BytesText {
+pub(super) fn bytes(bytes: usize) -> BytesText {
     BytesText(bytes_text(u64::try_from(bytes).unwrap_or(u64::MAX)))
 }

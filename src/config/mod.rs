@@ -21,6 +21,7 @@ mod error;
 mod names;
 mod onnx;
 mod places;
+mod python;
 mod raw;
 mod shape;
 mod substitute;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::onnx::RawOnnx;
+use super::python::RawPython;
 use super::values::{
     BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
     OnBadPosition, Ordering, PinMode, RawClientValue, RawCompile, RawPin, Rebalance, Reload, ReplyMetadata,
@@ -205,6 +206,8 @@ pub(super) struct RawModel {
     pub(super) candidate: Vec<RawCandidate>,
     /// How ONNX Runtime scores it, where it is an ONNX graph.
     pub(super) onnx: RawOnnx,
+    /// scikit-learn and Python models: how Python runs them.
+    pub(super) python: RawPython,
     /// How its requests are batched.
     pub(super) batch: RawBatch,
 }

@@ -12,6 +12,7 @@ mod histogram;
 mod lag;
 mod pauses;
 mod process;
+mod runner;
 mod snapshot;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,6 +31,7 @@ pub use self::histogram::{Histogram, Quantiles, Scale};
 pub use self::lag::{Lags, PartitionLag};
 pub use self::pauses::{PauseStats, Pauses, watch};
 pub use self::process::ProcessStats;
+pub use self::runner::{RunnerInfo, RunnerProcess};
 pub use self::snapshot::{
     BatcherSnapshot, CandidateInfo, ChangeError, HealthStats, MemoryPoolSnapshot, MemoryStats, ModelInfo, ModelStats,
     NodePoolSnapshot, PerformanceMetrics, PerformanceSnapshot, QueueStats, Recent, Stats, Totals, TrialStats,
@@ -402,7 +404,7 @@ impl Sights {
         build.put(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
         let families =
             [depth, oldest, info, build].into_iter().chain(self.pool_families()).chain(self.trial_families());
-        families.filter_map(Family::done).collect()
+        families.filter_map(Family::done).chain(runner::families(&self.models)).collect()
     }
 
     /// What the candidates have done so far; a series ends with its trial.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CacheStats, Metrics, PartitionLag, PauseStats, ProcessStats, Quantiles, QueueSight, Sights};
+use super::{CacheStats, Metrics, PartitionLag, PauseStats, ProcessStats, Quantiles, QueueSight, RunnerInfo, Sights};
 use crate::batch::PoolStats;
 use crate::record::ErrorCode;
 
@@ -257,6 +257,8 @@ pub struct ModelInfo {
     pub candidate: Option<CandidateInfo>,
     /// Why the last change of it failed; `None` when it did not.
     pub last_error: Option<ChangeError>,
+    /// The processes that score it; null where this one does.
+    pub runner: Option<RunnerInfo>,
 }
 
 /// A version that is not the one in service.
@@ -346,6 +348,8 @@ pub struct ModelStats {
     pub batch_rows: Quantiles,
     /// Its levels, the highest first.
     pub queues: Vec<QueueStats>,
+    /// The processes that score it.
+    pub runner: Option<RunnerInfo>,
 }
 
 /// A level of a model's queue.
@@ -451,6 +455,7 @@ fn model_stats(metrics: &Metrics, sights: &Sights) -> Vec<ModelStats> {
             inference_ms: counted.inference.recent(),
             batch_rows: counted.batch_rows.recent(),
             queues: sights.queues.iter().filter(|sight| sight.model == info.name).map(queue).collect(),
+            runner: info.runner.clone(),
         }
     };
     sights.models.iter().map(one).collect()

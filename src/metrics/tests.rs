@@ -27,6 +27,7 @@ fn sights() -> Sights {
         previous: None,
         candidate: None,
         last_error: None,
+        runner: None,
     };
     Sights {
         pool: MemoryPoolSnapshot::new(&[

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     fn file(name: &str, bytes: &[u8]) -> ModelBytes {
-        ModelBytes { path: name.into(), bytes: bytes.to_vec(), sha256: String::new() }
+        ModelBytes { path: name.into(), bytes: bytes.to_vec(), sha256: String::new(), pinned: false }
     }
 
     #[test]

@@ -17,7 +17,8 @@ const CALLS_MAX: usize = 64;
 pub(super) fn nanos_a_row(schema: &ModelSchema, scorer: &mut dyn Scorer, batch: usize) -> Result<f64, ScoreError> {
     let width = schema.width();
     let rows = made_up(width, &scorer.asking());
-    // A model that may be asked about few rows scores them several times over.
+    // The first row is one that any model takes; a model that may be asked about few rows scores them several times over.
+    let rows = if scorer.asking().refuses { rows[..width].to_vec() } else { rows };
     let rows = rows.repeat((batch * width).div_ceil(rows.len()));
     let words = scorer.words().to_vec();
     let (rows, texts) = by_kind(&schema.kinds, &rows, width, &words);

@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     fn file(text: &str) -> ModelBytes {
-        ModelBytes { path: "m.txt".into(), bytes: text.as_bytes().to_vec(), sha256: String::new() }
+        ModelBytes { path: "m.txt".into(), bytes: text.as_bytes().to_vec(), sha256: String::new(), pinned: false }
     }
 
     fn refusal(text: &str) -> String {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::compiled::{self, CompiledModel};
-use super::{LoadOptions, Model, ModelError, ModelType};
+use super::{Backend, LoadOptions, Model, ModelError, ModelType};
 use crate::forest::read::{self, Format, saved};
 
 /// A model file's bytes and their identity.
@@ -17,6 +17,8 @@ pub struct ModelBytes {
     pub bytes: Vec<u8>,
     /// Their SHA-256, hex.
     pub sha256: String,
+    /// Whether they were held against a digest that somebody pinned.
+    pub pinned: bool,
 }
 
 impl ModelBytes {
@@ -32,7 +34,7 @@ impl ModelBytes {
             Some(pinned) if *pinned != found => {
                 Err(ModelError::WrongDigest { path: path.to_owned(), found: hex(&found), pinned: hex(pinned) })
             }
-            _ => Ok(Self { path: path.to_owned(), bytes, sha256: hex(&found) }),
+            _ => Ok(Self { path: path.to_owned(), bytes, sha256: hex(&found), pinned: pin.is_some() }),
         }
     }
 
@@ -40,7 +42,26 @@ impl ModelBytes {
     #[must_use]
     pub fn new(path: PathBuf, bytes: Vec<u8>) -> Self {
         let sha256 = hex(&Sha256::digest(&bytes));
-        Self { path, bytes, sha256 }
+        Self { path, bytes, sha256, pinned: false }
+    }
+
+    /// Refuses a file that runs code of its own, such as "a pickle", unless somebody both trusts it and pinned its digest.
+    ///
+    /// # Errors
+    /// [`ModelError::Refused`], naming both keys.
+    pub(super) fn require_trust(&self, what: &str, options: &LoadOptions) -> Result<(), ModelError> {
+        let missing = match (options.trusted, self.pinned) {
+            (true, true) => return Ok(()),
+            (false, true) => "`trusted = true` is missing".to_owned(),
+            (true, false) => "`sha256` is missing".to_owned(),
+            (false, false) => "`trusted = true` and `sha256` are missing".to_owned(),
+        };
+        let sha256 = &self.sha256;
+        let reason = format!(
+            "{what} runs code of its own when it is loaded, so it needs `trusted = true` and its digest pinned, and {missing}; if \
+             you trust who made it: trusted = true, sha256 = \"{sha256}\""
+        );
+        Err(ModelError::refused(self.name(), reason))
     }
 
     /// The file's name as errors show it.
@@ -91,7 +112,12 @@ pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, 
 
 /// What the options say that the file is, or what it shows.
 fn kind(file: &ModelBytes, options: &LoadOptions) -> Result<ModelType, ModelError> {
-    match (options.model_type, model_type_of(&file.bytes)) {
+    let found = model_type_of(&file.bytes);
+    #[cfg(feature = "python")]
+    let found = found.or_else(|| super::python::model_type_of(file));
+    match (options.model_type, found) {
+        // A class of Python's may be given any file.
+        (Some(ModelType::Python), _) => Ok(ModelType::Python),
         (Some(stated), Some(found)) if stated != found => {
             Err(ModelError::refused(file.name(), format!("the file is {found}, the config says {stated}")))
         }
@@ -133,19 +159,27 @@ pub(super) fn load_library(
         ModelType::LightGbm => Ok(Box::new(super::lightgbm::LightGbmModel::parse(file)?)),
         #[cfg(feature = "onnx")]
         ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file, options)?)),
+        #[cfg(feature = "python")]
+        ModelType::Sklearn if options.backend == Backend::Compiled => super::python::convert(file, options),
+        #[cfg(feature = "python")]
+        ModelType::Python | ModelType::Sklearn => {
+            Ok(Box::new(super::python::PythonModel::parse(file, model_type, options)?))
+        }
         #[cfg(feature = "xgboost")]
         ModelType::XgBoost => Ok(Box::new(super::xgboost::XgBoostModel::parse(file)?)),
         ModelType::Treelite => {
             Err(ModelError::refused(file.name(), "Treelite's own library is not part of this program"))
         }
+        #[cfg(not(all(feature = "lightgbm", feature = "onnx", feature = "python", feature = "xgboost")))]
         absent => {
             let compiled = if compiled::format(absent).is_some() {
                 ", or let the compiled forest score it: `compile_model = true` (--backend compiled)"
             } else {
                 ""
             };
+            let feature = if absent == ModelType::Sklearn { ModelType::Python } else { absent };
             let reason = format!(
-                "this build lacks the library for {absent} models; build with the cargo feature `{absent}`{compiled}"
+                "this build lacks the library for {absent} models; build with the cargo feature `{feature}`{compiled}"
             );
             Err(ModelError::refused(file.name(), reason))
         }
@@ -178,7 +212,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_refused_by_name() {
-        let file = ModelBytes { path: "x.bin".into(), bytes: b"???".to_vec(), sha256: String::new() };
+        let file = ModelBytes { path: "x.bin".into(), bytes: b"???".to_vec(), sha256: String::new(), pinned: false };
         let error = load(&file, &LoadOptions::default()).err().unwrap().to_string();
         assert!(error.starts_with("model x.bin: cannot tell what kind"), "{error}");
     }

@@ -23,6 +23,10 @@ mod onnx;
 mod onnx_options;
 mod options;
 mod sample;
+#[cfg(feature = "python")]
+mod python;
+mod python_options;
+mod runner;
 pub mod validate;
 #[cfg(feature = "xgboost")]
 mod xgboost;
@@ -32,14 +36,19 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::features::{FeatureKind, FeatureKinds, NotWhole};
 pub use self::load::{ModelBytes, compiled_form, load, model_type_of};
 pub use self::onnx_options::{GraphOptimization, OnnxOptions};
 pub use self::options::LoadOptions;
+pub use self::python_options::{Input, Method, PythonOptions, Sandbox};
+pub use self::runner::RunnerStats;
 pub use self::sample::SampleFiles;
 use self::validate::{Asked, Asking, Check, Sample, Validation};
 use crate::metrics::ModelInfo;
@@ -219,7 +228,8 @@ impl ModelSchema {
 
 /// The float type that a model's own library scores rows in. The same row through the other type can take another way
 /// through a tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum RowType {
     /// XGBoost, and ONNX graphs with float inputs.
     F32,
@@ -326,6 +336,11 @@ pub trait Model: Send + Sync {
     fn own_threads(&self) -> Option<NonZeroU32> {
         None
     }
+
+    /// What its processes have gone through, if it has some.
+    fn runner(&self) -> Option<Arc<RunnerStats>> {
+        None
+    }
 }
 
 /// One thread's handle on a model.
@@ -356,6 +371,7 @@ pub struct LoadedModel {
     compiled: bool,
     native: bool,
     own_threads: Option<NonZeroU32>,
+    runner: Option<Arc<RunnerStats>>,
     scorers: Vec<Mutex<Box<dyn Scorer>>>,
     /// One more, so that a validation disturbs no score thread. A model with threads of its own has none: there a scorer is
     /// a process, and a thread that waits for a validation starves nobody else.
@@ -381,6 +397,7 @@ impl LoadedModel {
             compiled: model.is_compiled(),
             native: model.runs_native_code(),
             own_threads,
+            runner: model.runner(),
             scorers,
             spare,
         };
@@ -459,6 +476,8 @@ impl LoadedModel {
             _ if self.compiled => "compiled",
             ModelType::LightGbm | ModelType::XgBoost | ModelType::Treelite => "reference",
             ModelType::Onnx => "runtime",
+            // A converted estimator is scored in this process.
+            ModelType::Sklearn if self.runner.is_none() => "runtime",
             ModelType::Python | ModelType::Sklearn => "python",
         };
         ModelInfo {
@@ -476,6 +495,7 @@ impl LoadedModel {
             previous: None,
             candidate: None,
             last_error: None,
+            runner: self.runner.as_ref().map(|runner| runner.info()),
         }
     }
 

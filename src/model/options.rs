@@ -1,7 +1,7 @@
 //! [`LoadOptions`]: all that decides how a file's bytes become a model, besides the bytes. Each kind's own settings are
 //! one field.
 
-use super::{Backend, ModelType, OnnxOptions};
+use super::{Backend, ModelType, OnnxOptions, PythonOptions};
 
 /// How a file becomes a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct LoadOptions {
     pub quantize: bool,
     /// How ONNX Runtime scores it.
     pub onnx: OnnxOptions,
+    /// scikit-learn and Python models: how Python runs them.
+    pub python: PythonOptions,
 }
 
 impl LoadOptions {

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
-use crate::model::{Backend, GraphOptimization, ModelType};
+use crate::model::{Backend, GraphOptimization, Input, Method, ModelType, RowType, Sandbox};
 use crate::score::{Trial, TrialMode};
 
 /// An environment out of two tables, on a host named "box".
@@ -106,6 +106,20 @@ inter_threads = 1
 graph_optimization = "all"
 output = ""
 library = ""
+[model.python]
+interpreter = "python3"
+processes = 0
+batch_timeout = "10s"
+start_timeout = "60s"
+memory_max = "2GiB"
+method = "auto"
+input = "auto"
+row_type = "f64"
+features = []
+class = ""
+import_paths = []
+sandbox = "auto"
+gc_pause_min = "10ms"
 [model.batch]
 batch_size_max = 1024
 preferred_sizes = []
@@ -189,6 +203,20 @@ compile_model = false
 trusted = true
 enable_model_quantization = true
 sha256 = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f"
+[model.python]
+interpreter = "venv/bin/python"
+processes = 3
+batch_timeout = "1ms"
+start_timeout = "1h"
+memory_max = "64MiB"
+method = "decision_function"
+input = "dataframe"
+row_type = "f32"
+features = ["a", "b$$c"]
+class = "shop:Model"
+import_paths = ["lib", "/opt/lib"]
+sandbox = "required"
+gc_pause_min = "0ms"
 
 [[model]]
 name = "second"
@@ -351,6 +379,19 @@ fn everything_may_differ_from_its_default() {
     assert_eq!((candidate.load.model_type, candidate.load.backend), (Some(ModelType::Sklearn), Backend::Compiled));
     assert!(candidate.load.trusted && candidate.load.quantize && candidate.sha256 == config.models[0].sha256);
     assert_eq!(config.admin.token.as_ref().map(ClientValue::expose), Some("hunter2"));
+    let python = &config.models[0].load.python;
+    assert_eq!(python.interpreter, Path::new("/etc/forebay/venv/bin/python"));
+    assert_eq!((python.processes(), python.memory_max.get()), (NonZeroU32::new(3).unwrap(), 64 << 20));
+    assert_eq!((python.batch_timeout, python.start_timeout), (Duration::from_millis(1), Duration::from_secs(3600)));
+    assert_eq!(
+        (python.method, python.input, python.row_type),
+        (Method::DecisionFunction, Input::DataFrame, RowType::F32)
+    );
+    assert_eq!((&*python.features[1], python.class.as_deref()), ("b$c", Some("shop:Model")));
+    assert_eq!(python.import_paths, [Path::new("/etc/forebay/lib"), Path::new("/opt/lib")]);
+    assert_eq!((python.sandbox, python.gc_pause_min), (Sandbox::Required, Duration::ZERO));
+    // A name without a slash is looked up in PATH.
+    assert_eq!(config.models[1].load.python.interpreter, Path::new("python3"));
     assert_eq!(config.models[1].batch.priority_default.get(), 1);
     let policy = &config.models[1].batch.policy;
     assert_eq!((policy.queue_delay, policy.priority_aging), (QueueDelay::Adaptive, None));
