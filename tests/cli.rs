@@ -437,6 +437,44 @@ fn a_compiled_form_scores_the_same_and_loads_like_any_model() {
 }
 
 #[test]
+fn an_estimator_is_compiled_to_a_graph_that_needs_no_python() {
+    let folder = tempfile::tempdir().unwrap();
+    let (graph, toml) = (folder.path().join("m.onnx"), folder.path().join("worker.toml"));
+    let source = root().join("target/models/python_forest");
+    let (path, python) = (source.join("model.skops"), root().join(".venv/test/bin/python"));
+    // Trees are among what skops does not trust.
+    let sha256 = digest(&path);
+    let text = format!(
+        "[kafka]\ngroup = \"g\"\n[[route]]\ninput = [\"a\"]\nreply_topic = \"b\"\n\
+         [[model]]\nname = \"m\"\npath = \"{}\"\ntrusted = true\nsha256 = \"{sha256}\"\n\
+         [model.python]\ninterpreter = \"{}\"\n",
+        path.display(),
+        python.display()
+    );
+    fs::write(&toml, text).unwrap();
+    let (graph_text, toml_text) = (graph.to_str().unwrap(), toml.to_str().unwrap());
+    run(&mut forebay(["model", "compile", "m", "--config", toml_text, "-o", graph_text])).expect(0);
+    let rows = source.join("rows.jsonl");
+    let scored = run(&mut forebay(["score", "--model", graph_text, rows.to_str().unwrap()])).expect(0);
+    let expected = fs::read_to_string(source.join("expected.jsonl")).unwrap();
+    let mut count = 0;
+    for (reply, wanted) in scored.json_lines().iter().zip(expected.lines()) {
+        let wanted: Vec<f64> = serde_json::from_str(wanted).unwrap();
+        let got: Vec<f64> = serde_json::from_value(reply["prediction"].clone()).unwrap_or_else(|_| panic!("{reply}"));
+        assert_eq!(got.len(), wanted.len());
+        // A graph's leaves are floats.
+        assert!(got.iter().zip(&wanted).all(|(got, wanted)| (got - wanted).abs() < 1e-6), "{reply}: {wanted:?}");
+        count += 1;
+    }
+    assert_eq!(count, expected.lines().count());
+}
+
+fn digest(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+#[test]
 fn what_is_no_model_ends_with_4_and_its_reason() {
     let folder = TempDir::new().unwrap();
     let broken = folder.path().join("broken.txt");

@@ -130,14 +130,20 @@ fn kind(file: &ModelBytes, options: &LoadOptions) -> Result<ModelType, ModelErro
     }
 }
 
-/// The compiled form of a model, to be kept in a file: [`saved`].
+/// The compiled form of a model, to be kept in a file: of trees [`saved`], of a scikit-learn estimator an ONNX graph, held
+/// against the estimator's own scores.
 ///
 /// # Errors
 /// [`ModelError::Refused`] when the file cannot be read, or has no compiled form.
 pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>, ModelError> {
     let model_type = kind(file, options)?;
+    #[cfg(feature = "python")]
+    if model_type == ModelType::Sklearn {
+        return super::python::graph(file, options);
+    }
     let Some(format) = compiled::format(model_type) else {
-        let reason = format!("{model_type} models have no compiled form; XGBoost, LightGBM and Treelite models have");
+        let known = "XGBoost, LightGBM, Treelite and scikit-learn models have";
+        let reason = format!("{model_type} models have no compiled form; {known}");
         return Err(ModelError::refused(file.name(), reason));
     };
     if read::format_of(&file.bytes) == Some(Format::Saved) {

@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-pub(super) use self::convert::convert;
+pub(super) use self::convert::{convert, graph};
 use self::file::FileKind;
 pub(super) use self::file::model_type_of;
 use self::process::{Loaded, NotLoaded, Process};

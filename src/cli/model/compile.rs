@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{FileArgs, plain_table};
 use crate::cli::{exit, logs};
 use crate::clock;
-use crate::model::{self, ModelBytes};
+use crate::model::{self, Backend, LoadOptions, ModelBytes};
 
 pub(super) const HELP: &str = "\
 Examples:
@@ -20,7 +20,8 @@ Examples:
 
 Trees are written as the forest that they are compiled to. The file is loaded like any other model, without the parser of \
 the original format; its SHA-256 is checked when it is loaded, and it scores the same bits: that is tried on made-up \
-rows before it is written.";
+rows before it is written. A scikit-learn estimator is written as an ONNX graph, held against its own scores: where it \
+is served, no Python is needed.";
 
 #[derive(Debug, Args)]
 pub(super) struct CompileArgs {
@@ -35,13 +36,16 @@ pub(super) fn run(args: &CompileArgs) -> anyhow::Result<ExitCode> {
     logs::start_plain(&args.model.log)?;
     let output = args.output.display();
     let asked = args.model.load.asked(&args.model.file)?;
+    let options = LoadOptions { backend: Backend::Compiled, ..asked.options };
     let file = ModelBytes::read(&asked.path, asked.sha256.as_ref())?;
     let started = clock::now();
-    let (original, load_time) = (model::load(&file, &asked.options)?, clock::now() - started);
-    let bytes = model::compiled_form(&file, &asked.options)?;
+    let (original, load_time) = (model::load(&file, &options)?, clock::now() - started);
+    let bytes = model::compiled_form(&file, &options)?;
     let compiled = ModelBytes::new(args.output.clone(), bytes);
     let started = clock::now();
-    let (model, compiled_load_time) = (model::load(&compiled, &asked.options)?, clock::now() - started);
+    // The form's own kind: an estimator becomes an ONNX graph.
+    let options = LoadOptions { model_type: None, ..options };
+    let (model, compiled_load_time) = (model::load(&compiled, &options)?, clock::now() - started);
     let same = model::compare::same_bits(&file, original.as_ref(), model.as_ref());
     ensure!(same.passed, "{output}: not written: it does not score as {}: {}", file.name(), same.detail);
     std::fs::write(&args.output, &compiled.bytes).with_context(|| format!("cannot write {output}"))?;

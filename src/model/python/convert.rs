@@ -22,15 +22,39 @@ struct ConvertedModel {
     schema: ModelSchema,
 }
 
-/// Converts and compares.
+/// A graph that scores as its estimator does.
+struct Checked {
+    reference: PythonModel,
+    graph: Box<dyn Model>,
+    bytes: Vec<u8>,
+    /// What was compared.
+    told: String,
+}
+
+/// The graph as a file of its own.
+pub(in super::super) fn graph(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>, ModelError> {
+    checked(file, options).map(|checked| checked.bytes)
+}
+
+/// The graph as the model.
 pub(in super::super) fn convert(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
+    let Checked { reference, graph, bytes, told } = checked(file, options)?;
+    let own = graph.schema();
+    let mut details = reference.schema.details.clone();
+    details.push(("converted".to_owned(), format!("ONNX graph of {} bytes; {told}", bytes.len())));
+    details.extend(own.details.iter().map(|(name, value)| (format!("graph: {name}"), value.clone())));
+    let schema = ModelSchema { model_type: ModelType::Sklearn, details, ..own.clone() };
+    Ok(Box::new(ConvertedModel { graph, schema }))
+}
+
+/// Converts and compares.
+fn checked(file: &ModelBytes, options: &LoadOptions) -> Result<Checked, ModelError> {
     let refuse = |reason: String| ModelError::refused(file.name(), reason);
     let reference = PythonModel::parse(file, ModelType::Sklearn, options)?;
     let Converted { graph, rows } = ask(&reference).map_err(refuse)?;
-    let bytes = graph.len();
-    let graph = ModelBytes { path: file.path.clone(), bytes: graph, sha256: file.sha256.clone(), pinned: file.pinned };
+    let source = ModelBytes { path: file.path.clone(), bytes: graph, sha256: file.sha256.clone(), pinned: file.pinned };
     let onnx = LoadOptions { model_type: Some(ModelType::Onnx), backend: Backend::Compiled, ..options.clone() };
-    let graph = load::load(&graph, &onnx).map_err(|error| match error {
+    let graph = load::load(&source, &onnx).map_err(|error| match error {
         ModelError::Refused { reason, .. } => {
             refuse(format!("as an ONNX graph: {reason}; set `compile_model = false`"))
         }
@@ -39,12 +63,7 @@ pub(in super::super) fn convert(file: &ModelBytes, options: &LoadOptions) -> Res
     let told = compare(&reference, graph.as_ref(), &rows).map_err(|difference| {
         refuse(format!("as an ONNX graph it scores otherwise: {difference}; set `compile_model = false`"))
     })?;
-    let own = graph.schema();
-    let mut details = reference.schema.details.clone();
-    details.push(("converted".to_owned(), format!("ONNX graph of {bytes} bytes; {told}")));
-    details.extend(own.details.iter().map(|(name, value)| (format!("graph: {name}"), value.clone())));
-    let schema = ModelSchema { model_type: ModelType::Sklearn, details, ..own.clone() };
-    Ok(Box::new(ConvertedModel { graph, schema }))
+    Ok(Checked { reference, graph, bytes: source.bytes, told })
 }
 
 fn ask(reference: &PythonModel) -> Result<Converted, String> {
