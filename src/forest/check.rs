@@ -5,8 +5,8 @@ use thiserror::Error;
 
 use super::column::{MISSING_CATEGORY, NO_CATEGORY};
 use super::{
-    Body, CategoryRule, CategorySet, Child, Comparison, Float, Forest, ForestParts, Leaves, LinearLeaves, Link, Test,
-    Tree,
+    Body, CategoryRule, CategorySet, Child, Comparison, Float, Forest, ForestParts, Leaves, LinearLeaves, Link,
+    OnnxLink, OnnxWidth, Test, Tree,
 };
 
 /// The largest model that is taken.
@@ -265,6 +265,9 @@ fn check_link(parts: &ForestParts) -> Result<(), Flaw> {
         Link::Sigmoid { slope } if !slope.is_finite() => Err(Flaw::NotFinite { what: "sigmoid", value: slope }),
         #[expect(clippy::float_cmp, reason = "exactly 1 is what the f32 formula computes")]
         Link::Sigmoid { slope } if parts.sum_type == Float::F32 && slope != 1.0 => refuse("a slope needs f64 sums"),
+        Link::Onnx(OnnxLink { width: OnnxWidth::Complement | OnnxWidth::Negation, .. }) if parts.outputs != 1 => {
+            refuse("two scores come of one margin")
+        }
         Link::ExpectileSteps if parts.sum_type != Float::F32 => refuse("it is defined for f32 sums"),
         _ => Ok(()),
     }

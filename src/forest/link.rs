@@ -1,12 +1,40 @@
 //! Margins of one row in, its predictions out, in place, by the formula and in the float type of the model's own library.
 //! The functions are the C library's, as theirs are, so that results agree to within 2 units in the last place.
 
-use super::Link;
+use super::{After, Link, OnnxLink};
 
-/// Turns a row's margins into its predictions. [`Link::ArgMax`] leaves its one number in the first place.
-pub(super) fn apply_f32(link: Link, row: &mut [f32]) {
+mod onnx;
+
+/// Turns a row's margins, which are overwritten, into its predictions.
+pub(super) fn predict_f32(link: Link, after: &[After], margins: &mut [f32], predictions: &mut [f32]) {
+    if let Link::Onnx(link) = link {
+        onnx::finish_f32(link, margins, predictions);
+    } else {
+        apply_f32(link, margins);
+        predictions.copy_from_slice(&margins[..predictions.len()]);
+    }
+    onnx::after_f32(after, predictions);
+}
+
+/// The same in f64.
+pub(super) fn predict_f64(link: Link, after: &[After], margins: &mut [f64], predictions: &mut [f64]) {
+    if let Link::Onnx(link) = link {
+        onnx::finish_f64(link, margins, predictions);
+    } else {
+        apply_f64(link, margins);
+        predictions.copy_from_slice(&margins[..predictions.len()]);
+    }
+    if matches!(link, Link::Onnx(OnnxLink { results_are_f32: true, .. })) {
+        onnx::after_narrowed(after, predictions);
+    } else {
+        onnx::after_f64(after, predictions);
+    }
+}
+
+/// [`Link::ArgMax`] leaves its one number in the first place.
+fn apply_f32(link: Link, row: &mut [f32]) {
     match link {
-        Link::Identity => {}
+        Link::Identity | Link::Onnx(_) => {}
         Link::Sigmoid { .. } => row.iter_mut().for_each(|x| *x = sigmoid_f32(*x)),
         #[expect(clippy::cast_possible_truncation, reason = "the file holds an f32")]
         Link::Logistic { slope } => row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-(slope as f32) * *x).exp())),
@@ -32,9 +60,9 @@ pub(super) fn apply_f32(link: Link, row: &mut [f32]) {
 }
 
 /// The same in f64.
-pub(super) fn apply_f64(link: Link, row: &mut [f64]) {
+fn apply_f64(link: Link, row: &mut [f64]) {
     match link {
-        Link::Identity | Link::ExpectileSteps => {}
+        Link::Identity | Link::ExpectileSteps | Link::Onnx(_) => {}
         Link::Sigmoid { slope } | Link::Logistic { slope } => {
             for x in row {
                 *x = 1.0 / (1.0 + (-slope * *x).exp());

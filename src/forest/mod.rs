@@ -53,6 +53,8 @@ pub struct ForestParts {
     pub divisors: Vec<NonZeroU32>,
     /// From margins to predictions.
     pub link: Link,
+    /// What is done to each prediction then, in order, in its own float type: nodes of an ONNX graph. Empty elsewhere.
+    pub after: Vec<After>,
 }
 
 /// A float type.
@@ -243,7 +245,7 @@ pub struct LinearLeaves {
 }
 
 /// From margins to predictions, in the sum's float type and by its library's own formula. One number an output, but for
-/// [`Link::ArgMax`].
+/// [`Link::ArgMax`] and [`OnnxWidth`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Link {
     /// The margins themselves: reg:squarederror, binary:logitraw, rank:*, regression, huber, quantile, lambdarank, ...
@@ -283,8 +285,58 @@ pub enum Link {
     SignedSquare,
     /// x0, then each the one before + 1e-6 + ln(1 + e^x): reg:expectileerror of XGBoost 3.3 and later with several alphas.
     ExpectileSteps,
+    /// ONNX Runtime's.
+    Onnx(OnnxLink),
     /// The margins in ascending order: reg:quantileerror of XGBoost 3.4 and later with several alphas.
     Ascending,
+}
+
+/// The finish of ONNX Runtime's tree ensembles.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OnnxLink {
+    /// `post_transform`, computed in f32.
+    pub transform: OnnxTransform,
+    /// How many scores come of the margins.
+    pub width: OnnxWidth,
+    /// Scores are rounded to f32 where margins are f64.
+    pub results_are_f32: bool,
+}
+
+/// `post_transform`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnnxTransform {
+    /// The margins.
+    None,
+    /// 1 / (1 + e^-|x|) for x >= 0, else 1 less that.
+    Logistic,
+    /// e^(x - max) / sum.
+    Softmax,
+    /// The same, but for margins of about 0, which become 0.
+    SoftmaxZero,
+}
+
+/// Scores of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnnxWidth {
+    /// As many as margins.
+    Same,
+    /// Two of one margin: 1 - x and x.
+    Complement,
+    /// Two of one margin, each transformed: -x and x.
+    Negation,
+}
+
+/// A step after the link.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum After {
+    /// e^x.
+    Exp,
+    /// x + number.
+    Add(f64),
+    /// x * number.
+    Multiply(f64),
+    /// x / number.
+    Divide(f64),
 }
 
 /// A checked model. See the invariants of this module.
@@ -299,6 +351,10 @@ impl Forest {
 
     /// Numbers that a row's prediction has.
     pub fn predictions(&self) -> u32 {
-        if self.0.link == Link::ArgMax { 1 } else { self.0.outputs }
+        match self.0.link {
+            Link::ArgMax => 1,
+            Link::Onnx(OnnxLink { width: OnnxWidth::Complement | OnnxWidth::Negation, .. }) => 2,
+            _ => self.0.outputs,
+        }
     }
 }

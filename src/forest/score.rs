@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::column::{Columns, STRIDE, Value};
 use super::kernel::{Kernel, Rows};
-use super::{Float, Forest, Link, link};
+use super::{After, Float, Forest, Link, link};
 
 /// A model ready to score. Cheap to share between threads: each brings its own [`Scratch`].
 #[derive(Clone, Debug)]
@@ -22,6 +22,7 @@ pub struct Compiled {
     base_last: bool,
     divisors: Vec<NonZeroU32>,
     link: Link,
+    after: Vec<After>,
 }
 
 /// The kernel, by the float type that it adds in.
@@ -100,6 +101,7 @@ impl Compiled {
             base_last: parts.base_last,
             divisors: parts.divisors.clone(),
             link: parts.link,
+            after: parts.after.clone(),
         }
     }
 
@@ -207,10 +209,11 @@ impl Compiled {
             kernel.sum(Rows { values: rows, features, columns: &self.columns }, scratch, &mut sums);
             for (sums, results) in sums.chunks_exact_mut(outputs).zip(results.chunks_exact_mut(width)) {
                 self.finish(sums);
-                if stage == Stage::Predictions {
-                    S::apply(self.link, sums);
+                if stage == Stage::Margins {
+                    results.copy_from_slice(sums);
+                } else {
+                    S::predict(self.link, &self.after, sums, results);
                 }
-                results.copy_from_slice(&sums[..width]);
             }
         }
         *S::buffer(scratch) = sums;
@@ -242,7 +245,8 @@ enum Stage {
 pub(super) trait Sum: Value + Add<Output = Self> + Mul<Output = Self> + Div<Output = Self> + AddAssign {
     fn from_f64(value: f64) -> Self;
     fn is_nan(self) -> bool;
-    fn apply(link: Link, row: &mut [Self]);
+    /// A row's predictions, from its margins, which are overwritten.
+    fn predict(link: Link, after: &[After], margins: &mut [Self], predictions: &mut [Self]);
     fn buffer(scratch: &mut Scratch) -> &mut Vec<Self>;
 }
 
@@ -253,8 +257,8 @@ impl Sum for f32 {
     fn is_nan(self) -> bool {
         self.is_nan()
     }
-    fn apply(link: Link, row: &mut [Self]) {
-        link::apply_f32(link, row);
+    fn predict(link: Link, after: &[After], margins: &mut [Self], predictions: &mut [Self]) {
+        link::predict_f32(link, after, margins, predictions);
     }
     fn buffer(scratch: &mut Scratch) -> &mut Vec<Self> {
         &mut scratch.sums_f32
@@ -268,8 +272,8 @@ impl Sum for f64 {
     fn is_nan(self) -> bool {
         self.is_nan()
     }
-    fn apply(link: Link, row: &mut [Self]) {
-        link::apply_f64(link, row);
+    fn predict(link: Link, after: &[After], margins: &mut [Self], predictions: &mut [Self]) {
+        link::predict_f64(link, after, margins, predictions);
     }
     fn buffer(scratch: &mut Scratch) -> &mut Vec<Self> {
         &mut scratch.sums_f64

@@ -347,6 +347,7 @@ fn parts() -> impl Strategy<Value = ForestParts> {
                     Vec::new()
                 },
                 link: Link::Identity,
+                after: Vec::new(),
             })
         },
     )
@@ -446,6 +447,7 @@ fn model(trees: Vec<Tree>, outputs: u32, sum_type: Float, link: Link) -> ForestP
         base_last: false,
         divisors: Vec::new(),
         link,
+        after: Vec::new(),
     }
 }
 

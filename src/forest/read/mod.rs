@@ -1,5 +1,5 @@
 //! Model files in, [`Forest`]s out: XGBoost's JSON, UBJSON and old binary format, LightGBM's text, Treelite's
-//! checkpoints.
+//! checkpoints, ONNX graphs that are a tree ensemble.
 //!
 //! A model is read as the version that wrote it scored it; only sums go in the order of today's versions (XGBoost 1.0 to
 //! 1.2 added the base score last, which rounds otherwise), and links by today's formulas. What is not known is refused by
@@ -16,6 +16,7 @@ mod document;
 pub mod fuzz;
 mod lightgbm;
 mod names;
+mod onnx;
 pub mod saved;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,8 @@ pub struct ModelFile {
     /// The iteration after which validation was best, from 0, when XGBoost stopped training early. All trees are scored
     /// nevertheless, as `Booster.predict` does; `XGBModel.predict` would stop after it.
     pub best_iteration: Option<u32>,
+    /// Rows are f64 and narrowed to what the forest compares, as an ONNX graph does that casts its input.
+    pub takes_f64: bool,
     /// What the file says of itself, as (label, text).
     pub details: Vec<(String, String)>,
 }
@@ -45,6 +48,8 @@ pub enum Format {
     XGBoost,
     /// `LightGBM`'s text, v2 to v4.
     LightGbm,
+    /// An ONNX graph that is one tree ensemble and what exporters put around it.
+    Onnx,
     /// Treelite's checkpoint, 3.9 and 4.x.
     Treelite,
     /// [`saved`]: what a model of any of these was compiled to.
@@ -97,6 +102,7 @@ pub fn read(format: Format, bytes: &[u8]) -> Result<ModelFile, ReadError> {
     match format {
         Format::XGBoost => xgboost::read(bytes),
         Format::LightGbm => lightgbm::read(bytes),
+        Format::Onnx => onnx::read(bytes),
         Format::Treelite => treelite::read(bytes),
         Format::Saved => saved::read(bytes),
     }
@@ -114,6 +120,8 @@ pub fn format_of(bytes: &[u8]) -> Option<Format> {
         Some(Format::Saved)
     } else if treelite::is_checkpoint(head) {
         Some(Format::Treelite)
+    } else if onnx::is_model(head) {
+        Some(Format::Onnx)
     } else {
         None
     }

@@ -25,6 +25,7 @@ struct Saved {
     source_sha256: String,
     feature_names: Vec<String>,
     best_iteration: Option<u32>,
+    takes_f64: bool,
     details: Vec<(String, String)>,
     parts: ForestParts,
 }
@@ -35,6 +36,7 @@ struct Saving<'a> {
     source_sha256: &'a str,
     feature_names: Vec<&'a str>,
     best_iteration: Option<u32>,
+    takes_f64: bool,
     details: &'a [(String, String)],
     parts: &'a ForestParts,
 }
@@ -48,6 +50,7 @@ pub fn save(kind: &str, model: &ModelFile, source_sha256: &str) -> Vec<u8> {
         source_sha256,
         feature_names: model.feature_names.iter().collect(),
         best_iteration: model.best_iteration,
+        takes_f64: model.takes_f64,
         details: &model.details,
         parts: model.forest.parts(),
     };
@@ -76,7 +79,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<ModelFile, ReadError> {
     if !rest.is_empty() {
         return Err(at(bytes.len() - rest.len(), again));
     }
-    let Saved { source_sha256, feature_names, best_iteration, mut details, parts } = saved;
+    let Saved { source_sha256, feature_names, best_iteration, takes_f64, mut details, parts } = saved;
     let mut names = FeatureNames::default();
     for name in &feature_names {
         names.push(name)?;
@@ -85,7 +88,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<ModelFile, ReadError> {
         names.check(parts.features)?;
     }
     details.push(("compiled from".to_owned(), source_sha256));
-    Ok(ModelFile { forest: checked(parts)?, feature_names: names, best_iteration, details })
+    Ok(ModelFile { forest: checked(parts)?, feature_names: names, best_iteration, takes_f64, details })
 }
 
 #[cfg(test)]

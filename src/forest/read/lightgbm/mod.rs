@@ -45,9 +45,16 @@ pub(super) fn read(bytes: &[u8]) -> Result<ModelFile, ReadError> {
         base_last: false,
         divisors: iterations.filter(|_| header.average).map_or(Vec::new(), |count| vec![count; outputs]),
         link: header.link,
+        after: Vec::new(),
     };
     let forest = checked(parts)?;
-    Ok(ModelFile { forest, feature_names: header.feature_names, best_iteration: None, details: owned(header.details) })
+    Ok(ModelFile {
+        forest,
+        feature_names: header.feature_names,
+        best_iteration: None,
+        takes_f64: false,
+        details: owned(header.details),
+    })
 }
 
 struct Header<'a> {
