@@ -1,9 +1,9 @@
 //! Damaged model files: each reader ends in a forest or an error, with no panic, no hang over a second, and no more
 //! memory than ten times the file.
 //!
-//! The files are those of `tests/models_forest.py` and `tests/models_treelite.py`, in target/models or where
-//! `FOREST_MODELS` says. `FOREST_MUTATIONS` is how many damaged files a format gets (20,000 when not set, in all). A
-//! failure names the model and the number of the mutation, which are all that is needed to make it again.
+//! The files are those of `tests/models_forest.py`, `models_treelite.py` and `models_onnx_trees.py`, in target/models or
+//! where `FOREST_MODELS` says. `FOREST_MUTATIONS` is how many damaged files a format gets (20,000 when not set, in all).
+//! A failure names the model and the number of the mutation, which are all that is needed to make it again.
 #![allow(unsafe_code, reason = "an allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -25,6 +25,9 @@ const MEMORY_SLACK_BYTES: usize = 4096;
 const SEED_BYTES_MAX: usize = 64 << 10;
 /// The share that must get past the header.
 const PAST_HEADER_MIN: f64 = 0.3;
+
+#[path = "mutate_forest/hostile.rs"]
+mod hostile;
 
 struct Counting;
 
@@ -76,6 +79,7 @@ fn damaged_files_end_in_a_forest_or_an_error() {
         ("ubjson", "model.ubj", Format::XGBoost, b"left_children"),
         ("binary", "model.bin", Format::XGBoost, b"gbtree"),
         ("lightgbm", "model.txt", Format::LightGbm, b"Tree=0"),
+        ("onnx", "model.onnx", Format::Onnx, b"nodes_falsenodeids"),
         ("treelite", "model.tl", Format::Treelite, b"{}\0\0\0\0"),
         ("treelite 3.9", "model.v3.tl", Format::Treelite, &[0; 64]),
     ];
@@ -84,7 +88,7 @@ fn damaged_files_end_in_a_forest_or_an_error() {
     for (kind, seeds, format) in &kinds {
         assert!(
             !seeds.is_empty(),
-            "{kind}: no models in {}; tests/models_forest.py or models_treelite.py makes them",
+            "{kind}: no models in {}; the scripts tests/models_*.py make them",
             folder.display()
         );
         let (mut past, mut read, mut worst, mut slowest) = (0_usize, 0_usize, 0.0_f64, Duration::ZERO);
@@ -213,8 +217,9 @@ fn hostile_files_cost_little() {
             .into(),
         ),
     ];
-    let checkpoints = checkpoints(TIMES).map(|(name, bytes)| (name, Format::Treelite, bytes));
-    for (name, format, bytes) in files.into_iter().chain(checkpoints) {
+    let checkpoints = hostile::checkpoints(TIMES).map(|(name, bytes)| (name, Format::Treelite, bytes));
+    let graphs = hostile::graphs(TIMES).into_iter().map(|(name, bytes)| (name, Format::Onnx, bytes));
+    for (name, format, bytes) in files.into_iter().chain(checkpoints).chain(graphs) {
         let before = LIVE.load(Relaxed);
         PEAK.store(before, Relaxed);
         let result = read_any(Some(format), &bytes);
@@ -222,34 +227,6 @@ fn hostile_files_cost_little() {
         println!("{name:18} {times:5.2} times the {} bytes of the file: {:?}", bytes.len(), result.as_ref().err());
         assert!(times <= MEMORY_TIMES_MAX as f64, "{name}: {times} times the file: {:?}", result.err());
     }
-}
-
-/// Treelite's: many trees of one leaf, one tree of many nodes that are no part of it, vectors of one leaf that the
-/// model's shape widens.
-fn checkpoints(times: usize) -> [(&'static str, Vec<u8>); 3] {
-    let word = |number: usize| u32::try_from(number).expect("small").to_le_bytes().to_vec();
-    let long = |number: usize| (number as u64).to_le_bytes().to_vec();
-    let array = |size: usize, bytes: Vec<u8>| [long(bytes.len() / size), bytes].concat();
-    let header = |trees: usize, targets: usize, ids: Vec<u8>, leaf_shape: [usize; 2]| {
-        let version = [word(4), word(8), word(1), vec![2, 2], long(trees), word(1), vec![1, 0]].concat();
-        let targets_of = [word(targets), array(4, word(1).repeat(targets))].concat();
-        let leaf_shape = array(4, [word(leaf_shape[0]), word(leaf_shape[1])].concat());
-        let ids = [array(4, ids), array(4, word(0).repeat(trees))].concat();
-        let link = [array(1, b"identity".to_vec()), vec![0; 8], array(8, vec![0; 8 * targets])].concat();
-        [version, targets_of, leaf_shape, ids, link, array(1, b"{}".to_vec()), word(0)].concat()
-    };
-    let tree = |nodes: usize, vector: usize| {
-        let arrays = [(1, 0), (4, 0xff), (4, 0xff), (4, 0), (1, 0), (4, 0), (4, 0), (1, 0), (1, 0)];
-        let arrays = arrays.map(|(size, fill)| array(size, vec![fill; size * nodes])).concat();
-        let ends = array(8, long(vector).repeat(nodes));
-        let vectors = [array(4, vec![0; 4 * vector]), array(8, vec![0; 8 * nodes]), ends].concat();
-        let lists = [array(4, Vec::new()), array(8, vec![0; 8 * nodes]), array(8, vec![0; 8 * nodes])].concat();
-        [word(nodes), vec![0], arrays, vectors, lists, vec![0; 6 * 8 + 8]].concat()
-    };
-    let small = [header(times, 1, word(0).repeat(times), [1, 1]), tree(1, 0).repeat(times)].concat();
-    let islands = [header(1, 1, word(0), [1, 1]), tree(times, 0)].concat();
-    let wide = [header(1, 1000, vec![0xff; 4], [1000, 1]), tree(1, 1000)].concat();
-    [("small trees", small), ("islands", islands), ("wide leaf", wide)]
 }
 
 /// Where `tests/models_forest.py` wrote: `FOREST_MODELS`, or target/models.

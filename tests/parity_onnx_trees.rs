@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use forebay::forest::read::{Format, format_of, read};
 use forebay::forest::{Compiled, Float, Results, Scratch, Values};
+#[cfg(feature = "onnx")]
+use forebay::model::{self, LoadOptions, ModelBytes, compare::compare};
 use serde::Deserialize;
 
 /// Units in the last place that a transform may differ by.
@@ -55,6 +57,27 @@ fn ensembles_score_as_the_runtime_scores_them() {
         }
     }
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What `model validate` asks: both backends take and give the same, on made-up rows of every kind.
+#[cfg(feature = "onnx")]
+#[test]
+fn both_backends_give_the_same_for_made_up_rows() {
+    let (folder, index) = index();
+    for entry in &index.models {
+        let file = ModelBytes::read(&folder.join(&entry.name).join("model.onnx"), None).expect("a graph");
+        let model = model::load(&file, &LoadOptions::default()).expect(&entry.name);
+        assert!(model.is_compiled(), "{}", entry.name);
+        let check = compare(&file, model.as_ref(), &[]);
+        println!("{:32} {}", entry.name, check.detail);
+        assert!(check.passed && !check.detail.contains("not compared"), "{}: {}", entry.name, check.detail);
+    }
+    for Left { name, says } in &index.left {
+        let file = ModelBytes::read(&folder.join(name).join("model.onnx"), None).expect("a graph");
+        let Ok(model) = model::load(&file, &LoadOptions::default()) else { continue };
+        let told = model.schema().details.iter().find(|(name, _)| name == "backend").map(|(_, value)| value.as_str());
+        assert!(told.is_some_and(|told| told.contains(says)), "{name}: {told:?}");
+    }
 }
 
 #[test]

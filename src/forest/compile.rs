@@ -144,7 +144,7 @@ impl<'a, S: Sum> Layout<'a, S> {
             Leaves::Vector(values) => {
                 Special::Vector(values.iter().map(|&value| S::from_f64(value) * weight).collect())
             }
-            Leaves::Linear(leaves) => Special::Linear { leaves: leaves.clone(), weight },
+            Leaves::Linear(leaves) => Special::Linear { leaves: (**leaves).clone(), weight },
         });
     }
 

@@ -215,7 +215,7 @@ pub enum Leaves {
     /// `outputs` values each, side by side, leaf by leaf (XGBoost's `multi_output_tree`).
     Vector(Vec<f64>),
     /// `LightGBM`'s linear trees.
-    Linear(LinearLeaves),
+    Linear(Box<LinearLeaves>),
 }
 
 impl Leaves {

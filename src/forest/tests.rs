@@ -301,13 +301,13 @@ fn leaves(shape: Shape, count: usize, mut seed: u64) -> Leaves {
         .collect();
     let total = terms.iter().sum::<u32>() as usize;
     let features = many(total).iter().map(|x| (x.abs() * f64::from(shape.features)) as u32).collect();
-    Leaves::Linear(LinearLeaves {
+    Leaves::Linear(Box::new(LinearLeaves {
         constants: many(count),
         fallbacks: many(count),
         starts,
         features,
         coefficients: many(total),
-    })
+    }))
 }
 
 fn parts() -> impl Strategy<Value = ForestParts> {

@@ -1,5 +1,6 @@
-//! XGBoost and LightGBM files and Treelite checkpoints, scored by the compiled forest: a file's bytes in; out, what the
-//! library's own `predict` (Treelite: `gtil.predict`) gives for the same rows with all trees, on the float type that the library takes them in.
+//! XGBoost and LightGBM files, Treelite checkpoints and ONNX tree ensembles, scored by the compiled forest: a file's bytes
+//! in; out, what the library's own `predict` (Treelite: `gtil.predict`) gives for the same rows with all trees, on the
+//! float type that the library takes them in.
 
 use std::sync::Arc;
 
@@ -13,13 +14,15 @@ pub(super) struct CompiledModel {
     schema: ModelSchema,
 }
 
-/// The format in which the forest engine reads models of this type; `None` where they are no forests.
+/// The format in which the forest engine reads models of this type; `None` where they are no forests. Of ONNX graphs it
+/// reads those that are one tree ensemble.
 pub(super) fn format(model_type: ModelType) -> Option<Format> {
     match model_type {
         ModelType::LightGbm => Some(Format::LightGbm),
         ModelType::XgBoost => Some(Format::XGBoost),
+        ModelType::Onnx => Some(Format::Onnx),
         ModelType::Treelite => Some(Format::Treelite),
-        ModelType::Onnx | ModelType::Python | ModelType::Sklearn => None,
+        ModelType::Python | ModelType::Sklearn => None,
     }
 }
 
@@ -28,25 +31,30 @@ impl CompiledModel {
     pub(super) fn parse(file: &ModelBytes, model_type: ModelType, format: Format) -> Result<Self, ModelError> {
         let read = read::read(format, &file.bytes).map_err(|error| {
             let remedy = match format {
-                Format::Treelite | Format::Saved => "",
+                Format::Onnx | Format::Treelite | Format::Saved => "",
                 _ => "; where its own library scores it, `compile_model = false` (--backend reference) lets it",
             };
             ModelError::refused(file.name(), format!("the compiled forest cannot read it: {error}{remedy}"))
         })?;
-        let row_type = match read.forest.parts().row_type {
-            Float::F32 => RowType::F32,
-            Float::F64 => RowType::F64,
+        Ok(Self::of(&read, model_type))
+    }
+
+    /// Compiles what was read.
+    pub(super) fn of(read: &ModelFile, model_type: ModelType) -> Self {
+        let (float, row_type) = match read.forest.parts().row_type {
+            Float::F32 if !read.takes_f64 => (Float::F32, RowType::F32),
+            _ => (Float::F64, RowType::F64),
         };
-        let compiled = read.forest.compile(read.forest.parts().row_type);
+        let compiled = read.forest.compile(float);
         let schema = ModelSchema {
             model_type,
             feature_names: feature_names(&read.feature_names, compiled.features()),
             kinds: FeatureKinds::default(),
             row_type,
             outputs: compiled.predictions(),
-            details: details(&read, &compiled),
+            details: details(read, &compiled),
         };
-        Ok(Self { forest: Arc::new(compiled), schema })
+        Self { forest: Arc::new(compiled), schema }
     }
 }
 

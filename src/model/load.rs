@@ -80,16 +80,13 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
         Some(Format::XGBoost) => Some(ModelType::XgBoost),
         Some(Format::Treelite) => Some(ModelType::Treelite),
         Some(Format::Saved) => saved::kind_of(bytes).and_then(|kind| kind.parse().ok()),
-        None => is_onnx(bytes).then_some(ModelType::Onnx),
+        Some(Format::Onnx) => Some(ModelType::Onnx),
+        None => None,
     }
 }
 
-/// A protobuf `ModelProto` opens with its IR version (field 1, a small number), and goes on with another of its fields.
-fn is_onnx(head: &[u8]) -> bool {
-    matches!(head, [0x08, 1..=31, 0x12 | 0x1a | 0x22 | 0x28 | 0x32 | 0x3a | 0x42 | 0x72, ..])
-}
-
-/// Parses a model. The backend that the options name is never exchanged for the other one.
+/// Parses a model. The backend that the options name is never exchanged for the other one, but for ONNX graphs that are
+/// more than one tree ensemble: those are the runtime's.
 ///
 /// # Errors
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
@@ -105,8 +102,33 @@ pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, 
     }
     let format = if is_saved { Some(Format::Saved) } else { compiled::format(model_type) };
     match format.filter(|_| compiles) {
+        Some(Format::Onnx) => load_onnx(file, options),
         Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format)?)),
         None => load_library(file, model_type, options),
+    }
+}
+
+/// A graph that is one tree ensemble is scored by the compiled forest, every other by the runtime, which tells why.
+fn load_onnx(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
+    let read = read::read(Format::Onnx, &file.bytes).map_err(|error| format!("not one tree ensemble: {error}"));
+    let read = read.and_then(|read| {
+        let is_scored = |wanted: &String| read.details.contains(&("scored output".to_owned(), wanted.clone()));
+        match &options.onnx.output[..] {
+            [] => Ok(read),
+            [wanted] if is_scored(wanted) => Ok(read),
+            _ => Err("other outputs are asked for".to_owned()),
+        }
+    });
+    match read {
+        Ok(read) => Ok(Box::new(CompiledModel::of(&read, ModelType::Onnx))),
+        #[cfg(feature = "onnx")]
+        Err(reason) => {
+            let mut model = super::onnx::OnnxModel::parse(file, options)?;
+            model.tell("backend", format!("runtime: {reason}"));
+            Ok(Box::new(model))
+        }
+        #[cfg(not(feature = "onnx"))]
+        Err(_) => load_library(file, ModelType::Onnx, options),
     }
 }
 
@@ -142,7 +164,7 @@ pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>
         return super::python::graph(file, options);
     }
     let Some(format) = compiled::format(model_type) else {
-        let known = "XGBoost, LightGBM, Treelite and scikit-learn models have";
+        let known = "XGBoost, LightGBM, Treelite and scikit-learn models have, and ONNX models of trees";
         let reason = format!("{model_type} models have no compiled form; {known}");
         return Err(ModelError::refused(file.name(), reason));
     };

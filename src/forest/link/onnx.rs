@@ -30,7 +30,9 @@ pub(super) fn finish_f64(link: OnnxLink, margins: &mut [f64], scores: &mut [f64]
     }
     transform(link.transform, scores, |score| score as f32, f64::from);
     if link.results_are_f32 {
-        scores.iter_mut().for_each(|score| *score = f64::from(*score as f32));
+        for score in scores {
+            *score = f64::from(*score as f32);
+        }
     }
 }
 
@@ -100,7 +102,7 @@ fn softmax<T: Copy>(row: &mut [T], keeps_zero: bool, narrow: fn(T) -> f32, widen
     let mut sum = 0.0;
     for x in row.iter_mut() {
         let margin = narrow(*x);
-        if keeps_zero && !(margin > 0.000_000_1 || margin < -0.000_000_1) {
+        if keeps_zero && (margin.is_nan() || (-0.000_000_1..=0.000_000_1).contains(&margin)) {
             *x = widen(margin * (-max).exp());
         } else {
             let power = (margin - max).exp();

@@ -79,6 +79,13 @@ impl OnnxModel {
     }
 }
 
+impl OnnxModel {
+    /// Adds to what `model inspect` shows.
+    pub(super) fn tell(&mut self, name: &str, value: String) {
+        self.schema.details.push((name.to_owned(), value));
+    }
+}
+
 impl Model for OnnxModel {
     fn schema(&self) -> &ModelSchema {
         &self.schema

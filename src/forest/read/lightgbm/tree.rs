@@ -89,8 +89,11 @@ impl Arrays {
         let mut values = Vec::new();
         fields.numbers("leaf_value", leaves, lines, &mut values)?;
         let linear = fields.has("is_linear") && fields.number::<i32>("is_linear", lines)? != 0;
-        let leaves =
-            if linear { Leaves::Linear(self.linear(values, fields, lines, features)?) } else { Leaves::Scalar(values) };
+        let leaves = if linear {
+            Leaves::Linear(Box::new(self.linear(values, fields, lines, features)?))
+        } else {
+            Leaves::Scalar(values)
+        };
         let splits = leaves.count(1) - 1;
         let mut tree = Tree { output: 0, weight: 1.0, splits: Vec::new(), leaves, sets: Vec::new() };
         // A set of its own for each categorical split: empty ones cost more than their text.

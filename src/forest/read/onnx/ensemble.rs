@@ -13,37 +13,45 @@ const GROWTH_MAX: usize = 4;
 /// What a node holds.
 #[derive(Default)]
 pub(super) struct Ensemble {
-    is_classifier: bool,
-    is_new: bool,
+    operator: Operator,
     average: bool,
     transform: Option<OnnxTransform>,
     /// Targets, or class labels.
     pub(super) outputs: usize,
     base: Vec<f64>,
     modes: Vec<u8>,
-    features: Vec<i64>,
+    features: Vec<i32>,
     values: Vec<f64>,
-    on_true: Vec<i64>,
-    on_false: Vec<i64>,
-    missing_is_true: Vec<i64>,
+    on_true: Vec<i32>,
+    on_false: Vec<i32>,
+    missing_is_true: Vec<i32>,
     /// Each node's tree and name in it.
-    tree_ids: Vec<i64>,
-    node_ids: Vec<i64>,
+    tree_ids: Vec<i32>,
+    node_ids: Vec<i32>,
     weights: Weights,
     /// Of `TreeEnsemble`.
-    roots: Vec<i64>,
-    true_is_leaf: Vec<i64>,
-    false_is_leaf: Vec<i64>,
+    roots: Vec<i32>,
+    true_is_leaf: Vec<i32>,
+    false_is_leaf: Vec<i32>,
     /// A tensor of doubles is among its numbers.
     pub(super) has_doubles: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Operator {
+    #[default]
+    Regressor,
+    Classifier,
+    /// `TreeEnsemble`.
+    New,
 }
 
 /// What leaves add.
 #[derive(Default)]
 struct Weights {
-    tree_ids: Vec<i64>,
-    node_ids: Vec<i64>,
-    outputs: Vec<i64>,
+    tree_ids: Vec<i32>,
+    node_ids: Vec<i32>,
+    outputs: Vec<i32>,
     values: Vec<f64>,
 }
 
@@ -63,8 +71,11 @@ const MODES: [&[u8]; 6] = [b"BRANCH_LEQ", b"BRANCH_LT", b"BRANCH_GTE", b"BRANCH_
 impl Ensemble {
     pub(super) fn read(operator: &str, node: Message<'_>) -> Result<Self, ReadError> {
         let mut ensemble = Self {
-            is_classifier: operator == "TreeEnsembleClassifier",
-            is_new: operator == "TreeEnsemble",
+            operator: match operator {
+                "TreeEnsembleClassifier" => Operator::Classifier,
+                "TreeEnsemble" => Operator::New,
+                _ => Operator::Regressor,
+            },
             transform: Some(OnnxTransform::None),
             ..Self::default()
         };
@@ -76,14 +87,22 @@ impl Ensemble {
         Ok(ensemble)
     }
 
+    fn is_classifier(&self) -> bool {
+        self.operator == Operator::Classifier
+    }
+
+    fn is_new(&self) -> bool {
+        self.operator == Operator::New
+    }
+
     fn take(&mut self, attribute: Attribute<'_>, at: Message<'_>) -> Result<(), ReadError> {
         let into = match attribute.name {
-            "aggregate_function" if self.is_new => {
+            "aggregate_function" if self.is_new() => {
                 return self.aggregate(attribute.integer == 0, attribute.integer == 1, at);
             }
             "aggregate_function" => return self.aggregate(attribute.text == "AVERAGE", attribute.text == "SUM", at),
             "post_transform" => {
-                self.transform = transform(&attribute, self.is_new);
+                self.transform = transform(&attribute, self.is_new());
                 return if self.transform.is_some() { Ok(()) } else { Err(at.error("the post transform PROBIT")) };
             }
             "n_targets" => {
@@ -105,7 +124,10 @@ impl Ensemble {
             | "class_weights"
             | "class_weights_as_tensor"
             | "leaf_weights" => &mut self.weights.values,
-            _ => return self.take_integers(attribute),
+            _ => {
+                self.take_integers(attribute);
+                return Ok(());
+            }
         };
         let (numbers, is_double) = match attribute.tensor {
             Some(Tensor { kind, values, .. }) => (values, kind == DOUBLE),
@@ -118,7 +140,7 @@ impl Ensemble {
         Ok(())
     }
 
-    fn take_integers(&mut self, attribute: Attribute<'_>) -> Result<(), ReadError> {
+    fn take_integers(&mut self, attribute: Attribute<'_>) {
         let into = match attribute.name {
             "nodes_featureids" => &mut self.features,
             "nodes_truenodeids" => &mut self.on_true,
@@ -132,10 +154,9 @@ impl Ensemble {
             "tree_roots" => &mut self.roots,
             "nodes_trueleafs" => &mut self.true_is_leaf,
             "nodes_falseleafs" => &mut self.false_is_leaf,
-            _ => return Ok(()),
+            _ => return,
         };
         *into = attribute.integers;
-        Ok(())
     }
 
     fn aggregate(&mut self, is_average: bool, is_sum: bool, at: Message<'_>) -> Result<(), ReadError> {
@@ -169,7 +190,7 @@ impl Ensemble {
             return Err("numbers of double with an input of float".to_owned());
         }
         let (outputs, mut link) = self.finish(is_double)?;
-        let trees = if self.is_new { self.new_trees(outputs)? } else { self.old_trees(outputs)? };
+        let trees = if self.is_new() { self.new_trees(outputs)? } else { self.old_trees(outputs)? };
         if trees.is_empty() {
             return Err("an ensemble without trees".to_owned());
         }
@@ -177,13 +198,13 @@ impl Ensemble {
         match self.base.len() {
             0 => {}
             count if count == outputs => base.copy_from_slice(&self.base),
-            1 if self.outputs == 2 && self.is_classifier && outputs == 1 => base.copy_from_slice(&self.base),
+            1 if self.outputs == 2 && self.is_classifier() && outputs == 1 => base.copy_from_slice(&self.base),
             count => return Err(format!("{count} base values for {outputs} outputs")),
         }
-        if self.is_classifier && self.outputs == 2 && outputs == 2 && !self.base.is_empty() {
+        if self.is_classifier() && self.outputs == 2 && outputs == 2 && !self.base.is_empty() {
             return Err("base values of two classes, which the runtime mixes".to_owned());
         }
-        link.results_are_f32 = is_double && !self.is_new;
+        link.results_are_f32 = is_double && !self.is_new();
         let outputs = u32::try_from(outputs).map_err(|_| "too many outputs")?;
         Ok(Scored { trees, outputs, base, average: self.average, link })
     }
@@ -192,10 +213,10 @@ impl Ensemble {
     fn finish(&self, is_double: bool) -> Result<(usize, OnnxLink), String> {
         let transform = self.transform.unwrap_or(OnnxTransform::None);
         let link = |transform, width| OnnxLink { transform, width, results_are_f32: is_double };
-        if self.is_classifier && self.average {
+        if self.is_classifier() && self.average {
             return Err("a classifier that averages".to_owned());
         }
-        match (self.is_classifier, self.outputs) {
+        match (self.is_classifier(), self.outputs) {
             (_, 0) => Err("an ensemble of no outputs".to_owned()),
             (true, 1) => Err("a classifier of one class".to_owned()),
             // A single target is transformed by PROBIT alone.
@@ -221,7 +242,7 @@ impl Ensemble {
     }
 
     /// Whether the first tree's leaves all add to an output, so that each row has a score of it.
-    fn every_leaf_of_a_tree_names(&self, output: i64) -> bool {
+    fn every_leaf_of_a_tree_names(&self, output: i32) -> bool {
         let Some(&tree) = self.tree_ids.first() else { return false };
         let leaves = self.tree_ids.iter().zip(&self.modes).filter(|&(&id, &mode)| id == tree && mode == LEAF).count();
         let named = self.weights.tree_ids.iter().zip(&self.weights.outputs);
@@ -267,7 +288,8 @@ impl Ensemble {
         let owner = |place: u32| (weights.tree_ids[place as usize], weights.node_ids[place as usize]);
         places.sort_unstable_by_key(|&place| (owner(place), place));
         let mut grower = Grower::new(count);
-        let mut trees = Vec::new();
+        let runs = self.tree_ids.windows(2).filter(|pair| pair[0] != pair[1]).count() + usize::from(count > 0);
+        let mut trees = Vec::with_capacity(runs);
         let mut previous = None;
         for node in 0..count {
             if previous == Some(self.tree_ids[node]) {
@@ -276,12 +298,12 @@ impl Ensemble {
             // The first node of a run is the root.
             let tree = self.tree_ids[node];
             previous = Some(tree);
-            let named = |name: i64| nodes.binary_search_by_key(&(tree, name), |&node| id(node)).ok();
+            let named = |name: i32| nodes.binary_search_by_key(&(tree, name), |&node| id(node)).ok();
             let next = |node: usize| {
                 if self.modes[node] == LEAF {
                     return Ok(None);
                 }
-                let child = |name: i64| {
+                let child = |name: i32| {
                     let place = named(name).ok_or_else(|| format!("node {node} has the child {name}, which is none"));
                     place.map(|place| nodes[place] as usize)
                 };
@@ -325,7 +347,7 @@ impl Ensemble {
             if self.on_true[root] == self.on_false[root] {
                 return Err("a tree whose root has one child twice".to_owned());
             }
-            let child = |id: i64, is_leaf: i64| {
+            let child = |id: i32, is_leaf: i32| {
                 let (first, held) = if is_leaf == 0 { (0, count) } else { (count, leaves) };
                 let inside = usize::try_from(id).ok().filter(|&id| id < held);
                 inside.map(|id| first + id).ok_or_else(|| format!("a child {id}, which is none"))
@@ -376,7 +398,7 @@ impl Ensemble {
     }
 }
 
-fn id_of(ensemble: &Ensemble, node: usize) -> (i64, i64) {
+fn id_of(ensemble: &Ensemble, node: usize) -> (i32, i32) {
     (ensemble.tree_ids[node], ensemble.node_ids[node])
 }
 
@@ -446,7 +468,7 @@ impl Grower {
     }
 
     /// The tree that was walked. `split` says whether yes is right; `leaf` gives what a leaf adds: (output, weight).
-    fn tree<W: Iterator<Item = (i64, f64)>>(
+    fn tree<W: Iterator<Item = (i32, f64)>>(
         &self,
         outputs: usize,
         split: impl Fn(usize) -> Result<(Split, bool), String>,

@@ -21,6 +21,10 @@ const SCORES: [&str; 7] =
     ["probabilities", "output_probability", "probability", "variable", "scores", "score", "output"];
 /// Longer chains than any exporter writes.
 const STEPS_MAX: usize = 32;
+/// Graphs of more nodes or constants are no ensemble with a few steps around it.
+const NODES_MAX: usize = 256;
+/// Operator sets that are shown.
+const OPSETS_SHOWN: usize = 8;
 
 pub(super) fn read(bytes: &[u8]) -> Result<ModelFile, ReadError> {
     let graph = Graph::read(Message::new(bytes))?;
@@ -29,6 +33,43 @@ pub(super) fn read(bytes: &[u8]) -> Result<ModelFile, ReadError> {
     let ensemble = Ensemble::read(traced.operator, traced.node)?;
     let scored = ensemble.score(input.ensemble_type == Float::F64).map_err(|reason| traced.node.error(reason))?;
     graph.model(traced, input, ensemble.outputs, scored)
+}
+
+/// A JSON array of names, or names with commas between.
+fn listed_names(text: &str) -> Result<FeatureNames, ReadError> {
+    if let Ok(Names(names)) = serde_json::from_str(text) {
+        return Ok(names);
+    }
+    let mut names = FeatureNames::default();
+    text.split(',').try_for_each(|name| names.push(name.trim()))?;
+    Ok(names)
+}
+
+/// Names go into their one text as they are read.
+struct Names(FeatureNames);
+
+impl<'de> serde::Deserialize<'de> for Names {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(NamesVisitor)
+    }
+}
+
+struct NamesVisitor;
+
+impl<'de> serde::de::Visitor<'de> for NamesVisitor {
+    type Value = Names;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a list of names")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Names, A::Error> {
+        let mut names = FeatureNames::default();
+        while let Some(name) = list.next_element::<std::borrow::Cow<'de, str>>()? {
+            names.push(&name).map_err(serde::de::Error::custom)?;
+        }
+        Ok(Names(names))
+    }
 }
 
 /// Whether a file starts as a `ModelProto` does: its IR version, a small number, then another of its fields.
@@ -48,11 +89,10 @@ struct Graph<'a> {
     opsets: Vec<String>,
 }
 
+/// Its inputs and outputs stay in the file: fields 1 and 2.
 struct Node<'a> {
     message: Message<'a>,
     operator: &'a str,
-    inputs: Vec<&'a str>,
-    outputs: Vec<&'a str>,
 }
 
 /// An input or output of the graph.
@@ -61,7 +101,9 @@ struct Outlet<'a> {
     /// The number type of a tensor; 0 for maps and others.
     kind: u64,
     /// `None`: free.
-    dimensions: Vec<Option<i64>>,
+    dimensions: [Option<i64>; 2],
+    /// How many it has.
+    rank: usize,
 }
 
 /// An ensemble, and the way from it to the scored output.
@@ -98,7 +140,7 @@ impl<'a> Graph<'a> {
                     graphs += 1;
                     graph.read_graph(inner)?;
                 }
-                (8, Value::Bytes(opset)) => graph.opsets.push(read_opset(opset)?),
+                (8, Value::Bytes(opset)) if graph.opsets.len() < OPSETS_SHOWN => graph.opsets.push(read_opset(opset)?),
                 (14, Value::Bytes(entry)) => {
                     if let ("feature_names", names) = read_entry(entry)? {
                         graph.feature_names = Some(names);
@@ -124,9 +166,18 @@ impl<'a> Graph<'a> {
                     });
                     self.constants.push((name.transpose()?.unwrap_or_default(), tensor));
                 }
-                (11, Value::Bytes(outlet)) => self.inputs.push(Outlet::read(outlet)?),
+                (11, Value::Bytes(outlet)) => {
+                    let input = Outlet::read(outlet)?;
+                    if input.name.is_empty() || input.rank > 2 {
+                        return Err(outlet.error("an input that is no matrix"));
+                    }
+                    self.inputs.push(input);
+                }
                 (12, Value::Bytes(outlet)) => self.outputs.push(Outlet::read(outlet)?),
                 _ => {}
+            }
+            if self.nodes.len().max(self.constants.len()).max(self.outputs.len()) > NODES_MAX {
+                return Err(graph.error("a graph of many nodes"));
             }
         }
         // Old files list constants among the inputs, too.
@@ -136,7 +187,7 @@ impl<'a> Graph<'a> {
     }
 
     fn maker(&self, name: &str) -> Option<&Node<'a>> {
-        self.nodes.iter().find(|node| node.outputs.contains(&name))
+        self.nodes.iter().find(|node| node.outputs().any(|made| made == name))
     }
 
     /// The output that is scored: by name, or the only one of floats; else the maps of a `ZipMap`.
@@ -156,12 +207,11 @@ impl<'a> Graph<'a> {
         let (mut name, mut after, mut labels) = (output, Vec::new(), None);
         for _ in 0..STEPS_MAX {
             let node = self.maker(name).ok_or_else(|| ReadError::whole(format!("nothing makes {name:?}")))?;
-            let input = |place: usize| {
-                node.inputs.get(place).copied().ok_or_else(|| node.message.error("a node without its input"))
-            };
+            let input =
+                |place: usize| node.inputs().nth(place).ok_or_else(|| node.message.error("a node without its input"));
             if let "TreeEnsembleRegressor" | "TreeEnsembleClassifier" | "TreeEnsemble" = node.operator {
                 let scores = usize::from(node.operator == "TreeEnsembleClassifier");
-                if node.outputs.get(scores) != Some(&name) {
+                if node.outputs().nth(scores) != Some(name) {
                     return Err(node.message.error("its labels are scored, not its probabilities"));
                 }
                 after.reverse();
@@ -190,7 +240,7 @@ impl<'a> Graph<'a> {
 
     /// The one number that is a node's second input.
     fn number(&self, node: &Node<'a>) -> Result<f64, ReadError> {
-        let name = node.inputs.get(1).copied().unwrap_or_default();
+        let name = node.inputs().nth(1).unwrap_or_default();
         let refuse = || node.message.error(format!("{} with more than one number", node.operator));
         let constant = self.constants.iter().find(|(known, _)| *known == name).map(|(_, tensor)| Tensor::read(*tensor));
         let made = || -> Option<Result<Tensor, ReadError>> {
@@ -223,7 +273,7 @@ impl<'a> Graph<'a> {
                 }
                 other => return Err(node.message.error(format!("{other} before the trees"))),
             }
-            name = node.inputs.first().copied().ok_or_else(|| node.message.error("a node without its input"))?;
+            name = node.inputs().next().ok_or_else(|| node.message.error("a node without its input"))?;
         }
         Err(ReadError::whole("no input leads to the trees"))
     }
@@ -235,12 +285,7 @@ impl<'a> Graph<'a> {
         if count == 1 {
             names.push(outlet.name)?;
         } else if let Some(text) = self.feature_names {
-            let listed = serde_json::from_str(text)
-                .unwrap_or_else(|_| text.split(',').map(|name| name.trim().to_owned()).collect::<Vec<String>>());
-            if listed.len() != count as usize {
-                return Err(ReadError::whole("`feature_names` does not fit the input"));
-            }
-            listed.iter().try_for_each(|name| names.push(name))?;
+            names = listed_names(text)?;
             names.check(count)?;
         }
         let ensemble_type = if casts { Float::F32 } else { row_type };
@@ -261,7 +306,7 @@ impl<'a> Graph<'a> {
         }
         let row_type = row_type.ok_or_else(|| ReadError::whole("no inputs"))?;
         let place = |name: &str| self.inputs.iter().position(|input| input.name == name);
-        let order = concat.inputs.iter().map(|name| place(name).and_then(|place| u32::try_from(place).ok()));
+        let order = concat.inputs().map(|name| place(name).and_then(|place| u32::try_from(place).ok()));
         let order: Option<Vec<u32>> = order.collect();
         let order = order.filter(|order| order.len() == self.inputs.len());
         let order = order.ok_or_else(|| concat.message.error("a Concat of other things than the inputs"))?;
@@ -306,22 +351,45 @@ impl<'a> Graph<'a> {
         };
         let takes_f64 = input.row_type == Float::F64;
         let feature_names = input.names;
-        Ok(ModelFile { forest: checked(parts)?, feature_names, best_iteration: None, details: owned(details), takes_f64 })
+        Ok(ModelFile {
+            forest: checked(parts)?,
+            feature_names,
+            best_iteration: None,
+            details: owned(details),
+            takes_f64,
+        })
     }
 }
 
 impl<'a> Node<'a> {
     fn read(message: Message<'a>) -> Result<Self, ReadError> {
-        let mut node = Self { message, operator: "", inputs: Vec::new(), outputs: Vec::new() };
+        let mut operator = "";
         for field in message {
-            match field? {
-                (1, Value::Bytes(name)) => node.inputs.push(name.text()?),
-                (2, Value::Bytes(name)) => node.outputs.push(name.text()?),
-                (4, Value::Bytes(operator)) => node.operator = operator.text()?,
-                _ => {}
+            if let (4, Value::Bytes(name)) = field? {
+                operator = name.text()?;
             }
         }
-        Ok(node)
+        if operator.is_empty() {
+            Err(message.error("a node without an operator"))
+        } else {
+            Ok(Self { message, operator })
+        }
+    }
+
+    /// Inputs (1) or outputs (2), in order.
+    fn names(&self, wanted: u64) -> impl Iterator<Item = &'a str> {
+        self.message.filter_map(move |field| match field {
+            Ok((number, Value::Bytes(name))) if number == wanted => name.text().ok(),
+            _ => None,
+        })
+    }
+
+    fn inputs(&self) -> impl Iterator<Item = &'a str> {
+        self.names(1)
+    }
+
+    fn outputs(&self) -> impl Iterator<Item = &'a str> {
+        self.names(2)
     }
 
     fn attribute(&self, name: &str) -> Result<Option<Attribute<'a>>, ReadError> {
@@ -339,7 +407,7 @@ impl<'a> Node<'a> {
 
 impl<'a> Outlet<'a> {
     fn read(outlet: Message<'a>) -> Result<Self, ReadError> {
-        let mut read = Self { name: "", kind: 0, dimensions: Vec::new() };
+        let mut read = Self { name: "", kind: 0, dimensions: [None; 2], rank: 0 };
         for field in outlet {
             match field? {
                 (1, Value::Bytes(name)) => read.name = name.text()?,
@@ -363,7 +431,10 @@ impl<'a> Outlet<'a> {
                                 Ok((1, Value::Number(size))) => Some(size.cast_signed()),
                                 _ => None,
                             });
-                            self.dimensions.push(size);
+                            if let Some(place) = self.dimensions.get_mut(self.rank) {
+                                *place = size;
+                            }
+                            self.rank += 1;
                         }
                     }
                     _ => {}
@@ -383,8 +454,8 @@ impl<'a> Outlet<'a> {
 
     /// Columns of a matrix whose rows are free.
     fn width(&self) -> Result<u32, ReadError> {
-        match self.dimensions[..] {
-            [None | Some(..=-1), Some(width)] => {
+        match (self.rank, self.dimensions) {
+            (2, [None | Some(..=-1), Some(width)]) => {
                 u32::try_from(width).ok().filter(|width| (1..=LIMITS.features).contains(width))
             }
             _ => None,

@@ -37,12 +37,23 @@ impl<'a> Message<'a> {
     }
 
     /// Appends the numbers of a packed list.
-    pub(super) fn varints(mut self, into: &mut Vec<i64>) -> Result<(), ReadError> {
+    pub(super) fn varints(mut self, into: &mut Vec<i32>) -> Result<(), ReadError> {
         into.reserve_exact(self.bytes.iter().filter(|&&byte| byte < 0x80).count());
         while !self.bytes.is_empty() {
-            into.push(self.varint()?.cast_signed());
+            let number = self.varint()?;
+            into.push(self.small(number)?);
         }
         Ok(())
+    }
+
+    fn small(&self, number: u64) -> Result<i32, ReadError> {
+        i32::try_from(number.cast_signed()).map_err(|_| self.error("a number of more than 32 bits"))
+    }
+
+    /// How many fields of this number hold a number each, not a list.
+    fn count_single(self, wanted: u64) -> usize {
+        self.filter(|field| matches!(field, Ok((number, Value::Number(_) | Value::Fixed32(_))) if *number == wanted))
+            .count()
     }
 
     /// Appends the numbers of a packed list of floats.
@@ -132,7 +143,7 @@ pub(super) const DOUBLE: u64 = 11;
 #[derive(Default)]
 pub(super) struct Tensor {
     pub(super) kind: u64,
-    pub(super) dimensions: Vec<i64>,
+    pub(super) dimensions: Vec<i32>,
     pub(super) values: Vec<f64>,
 }
 
@@ -140,9 +151,10 @@ impl Tensor {
     pub(super) fn read(message: Message<'_>) -> Result<Self, ReadError> {
         let mut tensor = Self::default();
         let mut raw = None;
+        tensor.dimensions.reserve_exact(message.count_single(1));
         for field in message {
             match field? {
-                (1, Value::Number(size)) => tensor.dimensions.push(size.cast_signed()),
+                (1, Value::Number(size)) => tensor.dimensions.push(message.small(size)?),
                 (1, Value::Bytes(packed)) => packed.varints(&mut tensor.dimensions)?,
                 (2, Value::Number(kind)) => tensor.kind = kind,
                 (4, Value::Bytes(packed)) => packed.floats(&mut tensor.values)?,
@@ -150,7 +162,7 @@ impl Tensor {
                 (5, Value::Bytes(packed)) => {
                     let mut numbers = Vec::new();
                     packed.varints(&mut numbers)?;
-                    tensor.values.extend(numbers.iter().map(|&number| number as f64));
+                    tensor.values.extend(numbers.iter().copied().map(f64::from));
                 }
                 (9, Value::Bytes(bytes)) => raw = Some(bytes),
                 (10, Value::Bytes(packed)) => packed.doubles(&mut tensor.values)?,
@@ -179,7 +191,7 @@ pub(super) struct Attribute<'a> {
     pub(super) integer: i64,
     pub(super) text: &'a str,
     pub(super) floats: Vec<f64>,
-    pub(super) integers: Vec<i64>,
+    pub(super) integers: Vec<i32>,
     /// The texts of a list, still to be read: [`Attribute::texts`].
     message: Option<Message<'a>>,
     pub(super) tensor: Option<Tensor>,
@@ -188,6 +200,8 @@ pub(super) struct Attribute<'a> {
 impl<'a> Attribute<'a> {
     pub(super) fn read(message: Message<'a>) -> Result<Self, ReadError> {
         let mut attribute = Self { message: Some(message), ..Self::default() };
+        attribute.integers.reserve_exact(message.count_single(8));
+        attribute.floats.reserve_exact(message.count_single(7));
         for field in message {
             match field? {
                 (1, Value::Bytes(name)) => attribute.name = name.text()?,
@@ -198,7 +212,7 @@ impl<'a> Attribute<'a> {
                 (7, Value::Bytes(packed)) => packed.floats(&mut attribute.floats)?,
                 (7, Value::Fixed32(bits)) => attribute.floats.push(f64::from(f32::from_bits(bits))),
                 (8, Value::Bytes(packed)) => packed.varints(&mut attribute.integers)?,
-                (8, Value::Number(number)) => attribute.integers.push(number.cast_signed()),
+                (8, Value::Number(number)) => attribute.integers.push(message.small(number)?),
                 _ => {}
             }
         }

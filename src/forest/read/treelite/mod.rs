@@ -389,7 +389,13 @@ impl<'a> Header<'a> {
             after: Vec::new(),
         };
         let (feature_names, best_iteration) = (FeatureNames::default(), None);
-        Ok(ModelFile { forest: checked(parts)?, feature_names, best_iteration, takes_f64: false, details: owned(details) })
+        Ok(ModelFile {
+            forest: checked(parts)?,
+            feature_names,
+            best_iteration,
+            takes_f64: false,
+            details: owned(details),
+        })
     }
 
     /// How many trees add to each output. One that its target does not have counts 1.

@@ -119,7 +119,13 @@ impl Stated {
             after: Vec::new(),
         };
         let (feature_names, best_iteration) = (self.feature_names, self.best_iteration);
-        Ok(ModelFile { forest: checked(parts)?, feature_names, best_iteration, takes_f64: false, details: owned(details) })
+        Ok(ModelFile {
+            forest: checked(parts)?,
+            feature_names,
+            best_iteration,
+            takes_f64: false,
+            details: owned(details),
+        })
     }
 
     /// Margins of a row, of which the file holds enough for each.
