@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use forebay::forest::read::{Format, format_of, read};
 use forebay::forest::{Compiled, Float, Results, Scratch, Values};
 #[cfg(feature = "onnx")]
-use forebay::model::{self, LoadOptions, ModelBytes, compare::compare};
+use forebay::model::{self, LoadOptions, ModelBytes, compare};
 use serde::Deserialize;
 
 /// Units in the last place that a transform may differ by.
@@ -68,7 +68,7 @@ fn both_backends_give_the_same_for_made_up_rows() {
         let file = ModelBytes::read(&folder.join(&entry.name).join("model.onnx"), None).expect("a graph");
         let model = model::load(&file, &LoadOptions::default()).expect(&entry.name);
         assert!(model.is_compiled(), "{}", entry.name);
-        let check = compare(&file, model.as_ref(), &[]);
+        let check = compare::compare(&file, model.as_ref(), &[]);
         println!("{:32} {}", entry.name, check.detail);
         assert!(check.passed && !check.detail.contains("not compared"), "{}: {}", entry.name, check.detail);
     }
