@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::compiled::{self, CompiledModel};
+use super::tl2cgen::{self, Tl2cgenModel};
 use super::{Backend, LoadOptions, Model, ModelError, ModelType};
 use crate::forest::read::{self, Format, saved};
 
@@ -81,7 +82,7 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
         Some(Format::Treelite) => Some(ModelType::Treelite),
         Some(Format::Saved) => saved::kind_of(bytes).and_then(|kind| kind.parse().ok()),
         Some(Format::Onnx) => Some(ModelType::Onnx),
-        None => None,
+        None => tl2cgen::is_library(bytes).then_some(ModelType::Treelite),
     }
 }
 
@@ -92,6 +93,9 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
 pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
     let model_type = kind(file, options)?;
+    if model_type == ModelType::Treelite && tl2cgen::is_library(&file.bytes) {
+        return Ok(Box::new(Tl2cgenModel::parse(file, options)?));
+    }
     // Nothing else here scores a checkpoint.
     let is_saved = read::format_of(&file.bytes) == Some(Format::Saved);
     let compiles = options.backend.compiles_trees() || model_type == ModelType::Treelite;

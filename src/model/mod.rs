@@ -22,6 +22,7 @@ mod made_up;
 mod onnx;
 mod onnx_options;
 mod options;
+mod tl2cgen;
 mod sample;
 #[cfg(feature = "python")]
 mod python;
