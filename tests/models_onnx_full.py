@@ -267,21 +267,23 @@ MODELS = {
 # ---- what must be refused: each function gives (graph, words of the message) ---------------------------------------
 
 
-def cast(*inputs):
-    nodes = [helper.make_node("Cast", [name], [f"{name}_f"], to=FLOAT) for name, *_ in inputs]
-    nodes.append(helper.make_node("Concat", [f"{name}_f" for name, *_ in inputs], ["y"], axis=0))
-    return build(nodes, list(inputs), [("y", FLOAT, None)], [])
+def flat(*inputs):
+    """The inputs, each laid out flat, one after the other."""
+    shape = numpy_helper.from_array(np.array([-1]), "flat")
+    nodes = [helper.make_node("Reshape", [name, "flat"], [f"{name}_flat"]) for name, *_ in inputs]
+    nodes.append(helper.make_node("Concat", [f"{name}_flat" for name, *_ in inputs], ["y"], axis=0))
+    return build(nodes, list(inputs), [("y", FLOAT, None)], [shape])
 
 
 REFUSED = {
     "rows_differ": lambda: (
-        cast(("a", FLOAT, [3, 1]), ("b", FLOAT, [4, 1])),
+        flat(("a", FLOAT, [3, 1]), ("b", FLOAT, [4, 1])),
         ["fixed to different numbers of rows", "a: f32 [3, 1]", "b: f32 [4, 1]"],
     ),
-    "one_value": lambda: (cast(("x", FLOAT, [])), ["x: ", "has no dimension for rows"]),
-    "open_inside": lambda: (cast(("x", FLOAT, ["N", 2, "L"])), ["x: ", "leaves the number of features open"]),
+    "one_value": lambda: (flat(("x", FLOAT, [])), ["x: ", "has no dimension for rows"]),
+    "open_inside": lambda: (flat(("x", FLOAT, ["N", 2, "L"])), ["x: ", "leaves the number of features open"]),
     "names_clash": lambda: (
-        cast(("x", FLOAT, ["N", 2]), ("x[0]", FLOAT, ["N", 1])),
+        flat(("x", FLOAT, ["N", 2]), ("x[0]", FLOAT, ["N", 1])),
         ["must name each of the 3 features once", "metadata `feature_names`"],
     ),
     "complex": lambda: (
