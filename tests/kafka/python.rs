@@ -105,7 +105,7 @@ pub(crate) fn misdeeds(shared: &Shared) {
         "gave no answer within `batch_timeout`",
         "exit status: 3",
         "SIGSEGV",
-        "ValueError: not liked (model.py:17)",
+        "ValueError: not liked (model.py:15)",
         "memory",
         "sent what is no answer",
     ];
