@@ -37,7 +37,7 @@ demo: build ## Stream 50,000 real records through an in-process broker
 demo-kafka: setup-kafka build ## The same on its own Kafka broker: exactly once, one worker of two killed
 	@tests/servers/with-kafka $(FOREBAY) demo --brokers '{brokers}'
 
-INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-onnx_full index-xgboost index-forest index-treelite index-python index-onnx_trees index-tl2cgen)
+INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-onnx_full index-xgboost index-forest index-treelite index-python index-onnx_trees index-tl2cgen index-preprocess)
 test: setup $(INDEXES) ## Run all tests, those against a real broker too
 	@: >target/skips.txt
 	FOREBAY_SKIPS=$(CURDIR)/target/skips.txt $(CARGO) test $(BUILD) --features failpoints

@@ -503,7 +503,7 @@ impl Scheduler {
         let Turn { seat, id, journal, suspect, .. } = turn;
         let model = turn.model();
         let outputs = model.schema().outputs;
-        let (matrix, mut outcomes) = lay_out(&batch, model.schema(), self.pools.of(seat.thread));
+        let (matrix, mut outcomes) = lay_out(&batch, model, self.pools.of(seat.thread));
         let rows = matrix.count();
         let mut scores = vec![0.0; rows * outputs];
         let mut scorer = model.scorer(seat.scorer);

@@ -469,6 +469,44 @@ fn an_estimator_is_compiled_to_a_graph_that_needs_no_python() {
     assert_eq!(count, expected.lines().count());
 }
 
+#[test]
+fn steps_before_a_model_give_what_scikit_learns_transformers_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let toml = folder.path().join("worker.toml");
+    for name in ["preprocess_standard", "preprocess_minmax"] {
+        let source = root().join("target/models").join(name);
+        let steps = fs::read_to_string(source.join("steps.toml")).unwrap_or_else(|_| panic!("{name}: run `make test`"));
+        let config = |steps: &str| {
+            let path = source.join("model.txt");
+            let text = format!(
+                "[kafka]\ngroup = \"g\"\n[[route]]\ninput = [\"a\"]\nreply_topic = \"b\"\n\
+                 [[model]]\nname = \"m\"\npath = \"{}\"\n{steps}",
+                path.display()
+            );
+            fs::write(&toml, text).unwrap();
+        };
+        let validate = || run(&mut forebay(["model", "validate", "m", "--config", toml.to_str().unwrap()]));
+        config(&steps);
+        let told = validate().expect(0).stdout;
+        assert!(told.contains("expected outputs") && told.contains("500 rows"), "{told}");
+        config(&steps.replace("max = [2.5]", "max = [0.5]"));
+        let told = validate().expect(4).stdout;
+        assert!(told.contains("FAILED  expected outputs"), "{told}");
+        config(&steps.replace("\"n1\"", "\"n9\""));
+        validate().expect_error(4, &["preprocess[0]", "\"n9\"", "did you mean"]);
+        // A record that the steps cannot take is refused by name, and its neighbours are scored.
+        config(&steps.replace("unknown = -1", "unknown = \"error\""));
+        let rows = "[1, null, 2, 3, \"red\", 10]\n[1, 1, 2, 3, \"blue\", 10]\n[1, 1, 2, 3, \"red\", 11]\n";
+        let scored = run_with(&mut forebay(["score", "-m", "m", "--config", toml.to_str().unwrap(), "-"]), rows);
+        let replies = scored.expect(1).json_lines();
+        let code = |reply: &Value| reply["error"]["code"].as_str().map(str::to_owned);
+        let codes: Vec<_> = replies.iter().map(code).collect();
+        assert_eq!(codes, [None, Some("bad_request".to_owned()), Some("bad_request".to_owned())]);
+        let message = replies[1]["error"]["message"].as_str().unwrap();
+        assert!(message.starts_with("features[4]: colour: got \"blue\", an unknown category"), "{message}");
+    }
+}
+
 fn digest(path: &Path) -> String {
     let output = Command::new("sha256sum").arg(path).output().unwrap();
     String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()

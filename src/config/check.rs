@@ -289,6 +289,7 @@ impl Check<'_> {
             backend: (&raw.compile_model).into(),
             trusted: raw.trusted,
             quantize: raw.enable_model_quantization,
+            preprocess: super::preprocess::steps(self, &key("preprocess"), &raw.preprocess),
             onnx: super::onnx::onnx(self, &key("onnx"), &raw.onnx, base_dir),
             python: super::python::python(self, &key("python"), &raw.python, base_dir),
         };

@@ -8,7 +8,7 @@ use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawLog, Raw
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
-use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, onnx, python};
+use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, onnx, preprocess, python};
 use crate::placement::Pin;
 
 /// The effective config as TOML, with secrets as `***`.
@@ -88,6 +88,7 @@ fn model(model: &Model) -> RawModel {
         enable_model_quantization: model.load.quantize,
         reload: model.reload,
         candidate: candidate::dump(model.candidate.as_ref()),
+        preprocess: preprocess::dump(&model.load.preprocess),
         onnx: onnx::dump(&model.load.onnx),
         python: python::dump(&model.load.python),
         batch: batch::dump(&model.batch),

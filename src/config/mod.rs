@@ -21,6 +21,7 @@ mod error;
 mod names;
 mod onnx;
 mod places;
+mod preprocess;
 mod python;
 mod raw;
 mod shape;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::onnx::RawOnnx;
+use super::preprocess::RawStep;
 use super::python::RawPython;
 use super::values::{
     BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
@@ -208,6 +209,8 @@ pub(super) struct RawModel {
     pub(super) onnx: RawOnnx,
     /// scikit-learn and Python models: how Python runs them.
     pub(super) python: RawPython,
+    /// What is done to a record's features before the model sees them, in this order. Default none.
+    pub(super) preprocess: Vec<RawStep>,
     /// How its requests are batched.
     pub(super) batch: RawBatch,
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::compiled::{self, CompiledModel};
+use super::preprocessed::PreprocessedModel;
 use super::tl2cgen::{self, Tl2cgenModel};
 use super::{Backend, LoadOptions, Model, ModelError, ModelType};
 use crate::forest::read::{self, Format, saved};
@@ -92,6 +93,15 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
 /// # Errors
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
 pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
+    let model = load_bare(file, options)?;
+    if options.preprocess.is_empty() {
+        return Ok(model);
+    }
+    Ok(Box::new(PreprocessedModel::new(&file.name(), model, &options.preprocess)?))
+}
+
+/// The model without the steps before it.
+pub(super) fn load_bare(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
     let model_type = kind(file, options)?;
     if model_type == ModelType::Treelite && tl2cgen::is_library(&file.bytes) {
         return Ok(Box::new(Tl2cgenModel::parse(file, options)?));

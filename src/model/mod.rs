@@ -22,6 +22,8 @@ mod made_up;
 mod onnx;
 mod onnx_options;
 mod options;
+mod preprocess;
+mod preprocessed;
 mod tl2cgen;
 mod sample;
 #[cfg(feature = "python")]
@@ -48,6 +50,7 @@ pub use self::features::{FeatureKind, FeatureKinds, NotWhole};
 pub use self::load::{ModelBytes, compiled_form, load, model_type_of};
 pub use self::onnx_options::{GraphOptimization, OnnxOptions};
 pub use self::options::LoadOptions;
+pub use self::preprocess::{Action, Category, Preprocessor, Real, Step, Unfit, Unknown};
 pub use self::python_options::{Input, Method, PythonOptions, Sandbox};
 pub use self::runner::RunnerStats;
 pub use self::sample::SampleFiles;
@@ -342,6 +345,11 @@ pub trait Model: Send + Sync {
     fn runner(&self) -> Option<Arc<RunnerStats>> {
         None
     }
+
+    /// The steps that are before it. They are part of its scorers; a record that they cannot take is refused by them first.
+    fn preprocessor(&self) -> Option<Arc<Preprocessor>> {
+        None
+    }
 }
 
 /// One thread's handle on a model.
@@ -373,6 +381,7 @@ pub struct LoadedModel {
     native: bool,
     own_threads: Option<NonZeroU32>,
     runner: Option<Arc<RunnerStats>>,
+    preprocessor: Option<Arc<Preprocessor>>,
     scorers: Vec<Mutex<Box<dyn Scorer>>>,
     /// One more, so that a validation disturbs no score thread. A model with threads of its own has none: there a scorer is
     /// a process, and a thread that waits for a validation starves nobody else.
@@ -399,6 +408,7 @@ impl LoadedModel {
             native: model.runs_native_code(),
             own_threads,
             runner: model.runner(),
+            preprocessor: model.preprocessor(),
             scorers,
             spare,
         };
@@ -431,6 +441,12 @@ impl LoadedModel {
     /// disturbing the score threads.
     pub(crate) fn nanos_a_row(&self, batch: usize) -> Result<f64, ScoreError> {
         cost::nanos_a_row(&self.schema, self.asked().as_mut(), batch)
+    }
+
+    /// The steps that are before it, if there are some.
+    #[must_use]
+    pub fn preprocessor(&self) -> Option<&Preprocessor> {
+        self.preprocessor.as_deref()
     }
 
     /// The name that requests and routes use.

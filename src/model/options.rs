@@ -1,7 +1,7 @@
 //! [`LoadOptions`]: all that decides how a file's bytes become a model, besides the bytes. Each kind's own settings are
 //! one field.
 
-use super::{Backend, ModelType, OnnxOptions, PythonOptions};
+use super::{Backend, ModelType, OnnxOptions, PythonOptions, Step};
 
 /// How a file becomes a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct LoadOptions {
     pub trusted: bool,
     /// Whether the model's own numbers are stored in fewer bits, which moves its scores.
     pub quantize: bool,
+    /// What is done to a record's features before the model sees them, in order.
+    pub preprocess: Vec<Step>,
     /// How ONNX Runtime scores it.
     pub onnx: OnnxOptions,
     /// scikit-learn and Python models: how Python runs them.

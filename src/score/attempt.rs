@@ -8,7 +8,7 @@ use super::Queued;
 use super::failpoints;
 use super::matrix::{Matrix, NodePools};
 use crate::batch::Entry;
-use crate::model::{ModelSchema, Rows, ScoreError, Scorer};
+use crate::model::{LoadedModel, ModelSchema, Rows, ScoreError, Scorer};
 use crate::record::{ErrorCode, Reject, Texts};
 
 /// For each request of a batch its first row in the scores, or why it has none.
@@ -36,9 +36,10 @@ pub(super) fn fits(entry: &Entry<Queued>, schema: &ModelSchema) -> bool {
 /// cannot take.
 pub(super) fn lay_out<'b>(
     batch: &'b [Entry<Queued>],
-    schema: &ModelSchema,
+    model: &LoadedModel,
     pools: &NodePools,
 ) -> (Matrix<'b>, Outcomes) {
+    let schema = model.schema();
     let mut rows = 0;
     let outcomes = batch.iter().map(|entry| {
         if !fits(entry, schema) {
@@ -53,12 +54,20 @@ pub(super) fn lay_out<'b>(
     let mut matrix = Matrix::new(pools, schema, rows);
     for (entry, outcome) in batch.iter().zip(&mut outcomes) {
         if let Ok(first) = outcome
-            && let Err(reject) = matrix.put(*first, features_of(entry), texts_of(entry))
+            && let Err(reject) =
+                preprocessable(entry, model).and_then(|()| matrix.put(*first, features_of(entry), texts_of(entry)))
         {
             *outcome = Err(reject);
         }
     }
     (matrix, outcomes)
+}
+
+/// Whether the steps before a model can take a request.
+fn preprocessable(entry: &Entry<Queued>, model: &LoadedModel) -> Result<(), Reject> {
+    let Some(steps) = model.preprocessor() else { return Ok(()) };
+    let texts: Vec<Option<&str>> = texts_of(entry).iter().collect();
+    steps.check(features_of(entry), &texts).map_err(|unfit| Reject::bad_request(unfit.to_string()))
 }
 
 /// Scores a batch. Returns the places of the requests that failed transiently and may be tried again, in order; their

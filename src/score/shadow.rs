@@ -40,7 +40,7 @@ impl ShadowRun {
     pub(super) fn run(self, pools: &NodePools, scorer: usize) {
         let Self { candidate, batch, served, outputs } = self;
         let model = &candidate.version.model;
-        let (matrix, outcomes) = lay_out(&batch, model.schema(), pools);
+        let (matrix, outcomes) = lay_out(&batch, model, pools);
         let mut scores = vec![0.0; matrix.count() * outputs];
         let scored = score_caught(model.scorer(scorer).as_mut(), &[], matrix.rows(0..matrix.count()), &mut scores);
         if let Err(error) = &scored {

@@ -12,7 +12,9 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
-use crate::model::{Backend, GraphOptimization, Input, Method, ModelType, RowType, Sandbox};
+use crate::model::{
+    Action, Backend, Category, GraphOptimization, Input, Method, ModelType, Real, RowType, Sandbox, Unknown,
+};
 use crate::score::{Trial, TrialMode};
 
 /// An environment out of two tables, on a host named "box".
@@ -100,6 +102,7 @@ trusted = false
 enable_model_quantization = false
 reload = "off"
 candidate = []
+preprocess = []
 [model.onnx]
 intra_threads = 1
 inter_threads = 1
@@ -222,6 +225,34 @@ gc_pause_min = "0ms"
 name = "second"
 path = "second.txt"
 reload = "watch"
+[[model.preprocess]]
+step = "order"
+features = ["b", "a", "c", "d", "e"]
+[[model.preprocess]]
+step = "impute"
+features = ["a", "b"]
+values = [1, 2.5]
+[[model.preprocess]]
+step = "minmax"
+features = ["a", "b"]
+min = [0]
+max = [2, 4]
+[[model.preprocess]]
+step = "clip"
+features = ["c"]
+min = [-1]
+max = [1]
+[[model.preprocess]]
+step = "categories"
+features = ["d"]
+codes = { red = 0, "dark green" = 1 }
+unknown = -1
+[[model.preprocess]]
+step = "categories"
+features = ["e"]
+codes = { "3" = 0.5 }
+codes_of = "number"
+unknown = "missing"
 [[model.candidate]]
 path = "third.pkl"
 mode = "canary"
@@ -367,6 +398,11 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
     assert_eq!([Backend::Reference, Backend::Auto], [0, 1].map(|at: usize| config.models[at].load.backend));
     assert!(config.models[0].load.trusted && config.models[0].load.quantize);
+    let steps = &config.models[1].load.preprocess;
+    let scale = Action::Scale { offset: vec![Real(0.0)], divisor: vec![Real(2.0), Real(4.0)] };
+    assert_eq!((steps.len(), &steps[2].action), (6, &scale));
+    let codes = [(Category::Number(3.0_f64.to_bits()), Real(0.5))].into();
+    assert_eq!(steps[5].action, Action::Categories { codes, unknown: Unknown::Missing });
     assert_eq!([Reload::Off, Reload::Watch], [0, 1].map(|at: usize| config.models[at].reload));
     let onnx = &config.models[1].load.onnx;
     assert_eq!((onnx.intra_threads.get(), onnx.inter_threads.get()), (64, 2));

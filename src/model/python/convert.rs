@@ -54,7 +54,7 @@ fn checked(file: &ModelBytes, options: &LoadOptions) -> Result<Checked, ModelErr
     let Converted { graph, rows } = ask(&reference).map_err(refuse)?;
     let source = ModelBytes { path: file.path.clone(), bytes: graph, sha256: file.sha256.clone(), pinned: file.pinned };
     let onnx = LoadOptions { model_type: Some(ModelType::Onnx), backend: Backend::Compiled, ..options.clone() };
-    let graph = load::load(&source, &onnx).map_err(|error| match error {
+    let graph = load::load_bare(&source, &onnx).map_err(|error| match error {
         ModelError::Refused { reason, .. } => {
             refuse(format!("as an ONNX graph: {reason}; set `compile_model = false`"))
         }

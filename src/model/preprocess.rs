@@ -1,0 +1,485 @@
+//! [`Preprocessor`]: what records say in, what the model was trained on out; steps that the config declares, column by
+//! column. Pure: numbers and texts in, numbers out.
+//!
+//! A missing value stays missing through every step but `impute`, and `categories` may make one. All is computed in f64,
+//! step by step in the order of the config, as scikit-learn's transformers do.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::{FeatureKind, FeatureKinds, ModelSchema, RowType};
+
+/// A number of a step. Equal where its bits are.
+#[derive(Clone, Copy, Debug)]
+pub struct Real(pub f64);
+
+impl PartialEq for Real {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_bits() == other.0.to_bits()
+    }
+}
+
+impl Eq for Real {}
+
+/// What is done to some features, one number of each list for one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The features, by the model's names.
+    pub features: Vec<String>,
+    /// What is done.
+    pub action: Action,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Puts a value in the place of a missing one.
+    Impute(Vec<Real>),
+    /// (x - offset) / divisor: standard (mean, standard deviation) and min-max (minimum, range).
+    Scale {
+        /// Subtracted first.
+        offset: Vec<Real>,
+        /// Not 0.
+        divisor: Vec<Real>,
+    },
+    /// Into these bounds.
+    Clip {
+        /// The least.
+        min: Vec<Real>,
+        /// The greatest.
+        max: Vec<Real>,
+    },
+    /// ln(1 + x); a record with -1 or less is refused.
+    Log1p,
+    /// A text's, or a number's, own number.
+    Categories {
+        /// By category.
+        codes: BTreeMap<Category, Real>,
+        /// What becomes of any other.
+        unknown: Unknown,
+    },
+    /// Rows that come as arrays have the features in this order; it is the first step, and names all of them.
+    Order,
+}
+
+/// A category: all of a step are of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Category {
+    /// As text.
+    Text(String),
+    /// As a number, by its bits.
+    Number(u64),
+}
+
+/// What becomes of a category that a step does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// The record is refused.
+    Error,
+    /// It counts as missing.
+    Missing,
+    /// It has this number.
+    Code(Real),
+}
+
+/// One feature's way through the steps.
+#[derive(Clone, Debug)]
+enum Op {
+    Impute(f64),
+    Scale(f64, f64),
+    Clip(f64, f64),
+    Log1p,
+    Texts(BTreeMap<String, f64>, Unknown),
+    Numbers(BTreeMap<u64, f64>, Unknown),
+}
+
+/// Why a record cannot be preprocessed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// The feature's place in the record's order.
+    pub column: usize,
+    /// Its value, and what it may be.
+    pub reason: String,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "features[{}]: {}", self.column, self.reason)
+    }
+}
+
+/// The steps of one model.
+#[derive(Clone, Debug)]
+pub struct Preprocessor {
+    /// By the record's column.
+    ops: Vec<Vec<Op>>,
+    names: Vec<String>,
+    kinds: FeatureKinds,
+    /// The model's column of each of the record's.
+    target: Vec<usize>,
+    /// Columns whose text the model itself takes.
+    passed_texts: Vec<usize>,
+    inner_text_columns: Vec<usize>,
+    inner_is_f32: bool,
+    words: Vec<String>,
+}
+
+impl Preprocessor {
+    /// The steps for a model of that schema.
+    ///
+    /// # Errors
+    /// Which step does not fit it, and how.
+    pub fn new(steps: &[Step], schema: &ModelSchema) -> Result<Self, String> {
+        let own = &schema.feature_names;
+        let names = match steps.first() {
+            Some(Step { features, action: Action::Order }) => {
+                let (mut sorted, mut wanted) = (features.clone(), own.clone());
+                sorted.sort_unstable();
+                wanted.sort_unstable();
+                if sorted != wanted {
+                    return Err(format!(
+                        "preprocess[0]: \"order\" names all features of the model, each once: {}",
+                        own.join(", ")
+                    ));
+                }
+                features.clone()
+            }
+            _ => own.clone(),
+        };
+        let place = |at: usize, name: &String| {
+            names.iter().position(|known| known == name).ok_or_else(|| {
+                let near =
+                    names.iter().max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
+                format!(
+                    "preprocess[{at}]: the model has no feature {name:?}; did you mean {near:?}?",
+                    near = near.map_or("", |near| near)
+                )
+            })
+        };
+        let mut ops: Vec<Vec<Op>> = vec![Vec::new(); names.len()];
+        let mut words = Vec::new();
+        for (at, step) in steps.iter().enumerate() {
+            for (number, name) in step.features.iter().enumerate() {
+                let column = place(at, name)?;
+                let one = |list: &Vec<Real>| list[if list.len() == 1 { 0 } else { number }].0;
+                ops[column].push(match &step.action {
+                    Action::Impute(values) => Op::Impute(one(values)),
+                    Action::Scale { offset, divisor } => Op::Scale(one(offset), one(divisor)),
+                    Action::Clip { min, max } => Op::Clip(one(min), one(max)),
+                    Action::Log1p => Op::Log1p,
+                    Action::Categories { codes, unknown } => categories(codes, *unknown),
+                    Action::Order if at == 0 => continue,
+                    Action::Order => return Err(format!("preprocess[{at}]: \"order\" is the first step or none")),
+                });
+                if let Some(Op::Texts(codes, _)) = ops[column].last() {
+                    words.extend(codes.keys().cloned());
+                    if ops[column].len() > 1 {
+                        return Err(format!(
+                            "preprocess[{at}]: {name}: categories of text come before every other step"
+                        ));
+                    }
+                }
+            }
+        }
+        let target: Vec<usize> =
+            names.iter().map(|name| own.iter().position(|known| known == name).unwrap_or_default()).collect();
+        let kind = |column: usize| match ops[column].first() {
+            Some(Op::Texts(..)) => FeatureKind::Text,
+            Some(_) => FeatureKind::Number,
+            None => schema.kinds.of(target[column]),
+        };
+        let kinds: Vec<FeatureKind> = (0..names.len()).map(kind).collect();
+        let inner_text_columns = schema.kinds.text_columns().to_vec();
+        if let Some(column) =
+            (0..names.len()).find(|&column| !ops[column].is_empty() && inner_text_columns.contains(&target[column]))
+        {
+            return Err(format!("preprocess: {}: the model takes it as text, so no step can change it", names[column]));
+        }
+        let kinds = FeatureKinds::new(kinds);
+        let passed_texts = inner_text_columns.iter().filter_map(|inner| {
+            let column = target.iter().position(|target| target == inner)?;
+            kinds.text_columns().iter().position(|text| *text == column)
+        });
+        let passed_texts = passed_texts.collect();
+        let inner_is_f32 = schema.row_type == RowType::F32;
+        Ok(Self { ops, names, kinds, target, passed_texts, inner_text_columns, inner_is_f32, words })
+    }
+
+    /// The features of a record, in its order.
+    #[must_use]
+    pub fn feature_names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// What each of them is.
+    #[must_use]
+    pub fn kinds(&self) -> &FeatureKinds {
+        &self.kinds
+    }
+
+    /// Texts that some feature knows.
+    #[must_use]
+    pub fn words(&self) -> &[String] {
+        &self.words
+    }
+
+    /// Whether a record's rows can be preprocessed. `texts` has a cell for each text column of each row.
+    ///
+    /// # Errors
+    /// The first value that cannot.
+    pub fn check(&self, values: &[f64], texts: &[Option<&str>]) -> Result<(), Unfit> {
+        let text_width = self.kinds.text_columns().len();
+        for (row, values) in values.chunks_exact(self.names.len()).enumerate() {
+            let mut texts = texts[row * text_width..].iter();
+            for (column, (value, ops)) in values.iter().zip(&self.ops).enumerate() {
+                let text = self.is_text(column).then(|| texts.next().copied().flatten()).flatten();
+                let unfit = |reason| Unfit { column, reason: format!("{}: {reason}", self.names[column]) };
+                let result = run(ops, *value, text).map_err(unfit)?;
+                if self.inner_is_f32 && result.is_finite() && super::validate::narrow(result).is_infinite() {
+                    return Err(unfit(format!("becomes {result}, too large: the model takes 32-bit floats")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_text(&self, column: usize) -> bool {
+        self.kinds.of(column) == FeatureKind::Text
+    }
+
+    /// Preprocesses rows, into the model's order. Values that [`Preprocessor::check`] refuses become NaN.
+    pub fn apply<'t>(
+        &self,
+        values: &[f64],
+        texts: &[Option<&'t str>],
+        out: &mut Vec<f64>,
+        out_texts: &mut Vec<Option<&'t str>>,
+    ) {
+        let (width, text_width) = (self.names.len(), self.kinds.text_columns().len());
+        out.clear();
+        out.resize(values.len(), f64::NAN);
+        out_texts.clear();
+        for (row, (values, out)) in values.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
+            let own_texts = &texts[row * text_width..(row + 1) * text_width];
+            let mut next_text = own_texts.iter();
+            for (column, (value, ops)) in values.iter().zip(&self.ops).enumerate() {
+                let text = self.is_text(column).then(|| next_text.next().copied().flatten()).flatten();
+                out[self.target[column]] = run(ops, *value, text).unwrap_or(f64::NAN);
+            }
+            out_texts.extend(self.passed_texts.iter().map(|&place| own_texts[place]));
+        }
+        debug_assert_eq!(out_texts.len(), self.inner_text_columns.len() * values.len() / width.max(1));
+    }
+}
+
+fn categories(codes: &BTreeMap<Category, Real>, unknown: Unknown) -> Op {
+    let is_text = codes.keys().all(|category| matches!(category, Category::Text(_)));
+    if is_text {
+        let text = |(category, code): (&Category, &Real)| match category {
+            Category::Text(text) => Some((text.clone(), code.0)),
+            Category::Number(_) => None,
+        };
+        Op::Texts(codes.iter().filter_map(text).collect(), unknown)
+    } else {
+        let number = |(category, code): (&Category, &Real)| match category {
+            Category::Number(bits) => Some((*bits, code.0)),
+            Category::Text(_) => None,
+        };
+        Op::Numbers(codes.iter().filter_map(number).collect(), unknown)
+    }
+}
+
+/// One value through its steps. `text`: what is in the cell of a text column.
+fn run(ops: &[Op], value: f64, text: Option<&str>) -> Result<f64, String> {
+    ops.iter().try_fold(value, |value, op| match op {
+        Op::Impute(fill) => Ok(if value.is_nan() { *fill } else { value }),
+        Op::Scale(offset, divisor) => Ok((value - offset) / divisor),
+        // Not `f64::clamp`, which panics on bounds that the config may hold; NaN stays.
+        Op::Clip(min, max) => Ok(if value < *min {
+            *min
+        } else if value > *max {
+            *max
+        } else {
+            value
+        }),
+        Op::Log1p if value <= -1.0 => Err(format!("got {value}, wants more than -1: its logarithm is taken")),
+        Op::Log1p => Ok(value.ln_1p()),
+        Op::Texts(codes, unknown) => match text {
+            None => Ok(f64::NAN),
+            Some(text) => known(codes.get(text), *unknown, || format!("got {:?}", clipped(text)), codes.keys()),
+        },
+        Op::Numbers(..) if value.is_nan() => Ok(value),
+        Op::Numbers(codes, unknown) => {
+            // Both zeros are one category.
+            let bits = (value + 0.0).to_bits();
+            let names = codes.keys().map(|bits| f64::from_bits(*bits));
+            known(codes.get(&bits), *unknown, || format!("got {value}"), names)
+        }
+    })
+}
+
+fn known<N: fmt::Debug>(
+    code: Option<&f64>,
+    unknown: Unknown,
+    got: impl FnOnce() -> String,
+    names: impl Iterator<Item = N>,
+) -> Result<f64, String> {
+    match (code, unknown) {
+        (Some(code), _) => Ok(*code),
+        (None, Unknown::Missing) => Ok(f64::NAN),
+        (None, Unknown::Code(code)) => Ok(code.0),
+        (None, Unknown::Error) => {
+            let names: Vec<String> = names.take(10).map(|name| format!("{name:?}")).collect();
+            Err(format!("{}, an unknown category; known are {}", got(), names.join(", ")))
+        }
+    }
+}
+
+fn clipped(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::ModelType;
+    use super::*;
+
+    fn schema(names: &[&str]) -> ModelSchema {
+        ModelSchema {
+            model_type: ModelType::LightGbm,
+            feature_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            kinds: FeatureKinds::default(),
+            row_type: RowType::F64,
+            outputs: 1,
+            details: Vec::new(),
+        }
+    }
+
+    fn step(features: &[&str], action: Action) -> Step {
+        Step { features: features.iter().map(|name| (*name).to_owned()).collect(), action }
+    }
+
+    fn apply(steps: &[Step], names: &[&str], values: &[f64], texts: &[Option<&str>]) -> Vec<f64> {
+        let preprocessor = Preprocessor::new(steps, &schema(names)).unwrap();
+        let (mut out, mut out_texts) = (Vec::new(), Vec::new());
+        preprocessor.apply(values, texts, &mut out, &mut out_texts);
+        assert!(out_texts.is_empty());
+        out
+    }
+
+    #[test]
+    fn each_step_does_what_it_says_in_order() {
+        let steps = [
+            step(&["b", "a", "c"], Action::Order),
+            step(&["a", "b"], Action::Impute(vec![Real(10.0), Real(20.0)])),
+            step(&["a"], Action::Scale { offset: vec![Real(4.0)], divisor: vec![Real(2.0)] }),
+            step(&["b"], Action::Clip { min: vec![Real(-1.0)], max: vec![Real(5.0)] }),
+            step(&["c"], Action::Log1p),
+        ];
+        // Records come as b, a, c; the model takes a, b, c.
+        let out = apply(&steps, &["a", "b", "c"], &[7.0, f64::NAN, 1.0, -3.0, 8.0, f64::NAN], &[]);
+        assert_eq!(out[..5], [3.0, 5.0, 1.0_f64.ln_1p(), 2.0, -1.0]);
+        assert!(out[5].is_nan(), "missing stays missing");
+    }
+
+    #[test]
+    fn categories_have_their_numbers_and_strangers_what_the_config_says() {
+        let codes = |unknown| Action::Categories {
+            codes: [("red", 0.0), ("green", 1.0)]
+                .map(|(name, code)| (Category::Text(name.to_owned()), Real(code)))
+                .into(),
+            unknown,
+        };
+        let texts = [Some("green"), None, Some("blue")];
+        let of = |unknown| apply(&[step(&["x"], codes(unknown))], &["x"], &[f64::NAN; 3], &texts);
+        let told = of(Unknown::Code(Real(9.0)));
+        assert!(told[1].is_nan(), "{told:?}");
+        assert_eq!((told[0], told[2]), (1.0, 9.0));
+        assert!(of(Unknown::Missing)[2].is_nan());
+        let strict = Preprocessor::new(&[step(&["x"], codes(Unknown::Error))], &schema(&["x"])).unwrap();
+        assert_eq!(strict.check(&[f64::NAN], &[Some("red")]), Ok(()));
+        let unfit = strict.check(&[f64::NAN], &[Some("blue")]).unwrap_err().to_string();
+        assert_eq!(unfit, "features[0]: x: got \"blue\", an unknown category; known are \"green\", \"red\"");
+        let numbers = Action::Categories {
+            codes: [(3.0, 0.5), (0.0, 0.25)]
+                .map(|(name, code): (f64, f64)| (Category::Number(name.to_bits()), Real(code)))
+                .into(),
+            unknown: Unknown::Error,
+        };
+        assert_eq!(apply(&[step(&["x"], numbers)], &["x"], &[3.0, -0.0], &[]), [0.5, 0.25]);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_place() {
+        let log = Preprocessor::new(&[step(&["b"], Action::Log1p)], &schema(&["a", "b"])).unwrap();
+        let unfit = log.check(&[0.0, 1.0, 0.0, -1.0], &[]).unwrap_err();
+        assert!(unfit.column == 1 && unfit.reason.starts_with("b: got -1, wants more than -1"), "{unfit}");
+        let wrong = |steps: &[Step]| Preprocessor::new(steps, &schema(&["age", "income"])).unwrap_err();
+        assert!(wrong(&[step(&["incom"], Action::Log1p)]).contains("did you mean \"income\"?"));
+        assert!(wrong(&[step(&["age"], Action::Order)]).contains("names all features"));
+        assert!(
+            wrong(&[step(&["age"], Action::Log1p), step(&["age", "income"], Action::Order)]).contains("first step")
+        );
+        let single = ModelSchema { row_type: RowType::F32, ..schema(&["a"]) };
+        let wide = Preprocessor::new(
+            &[step(&["a"], Action::Scale { offset: vec![Real(0.0)], divisor: vec![Real(1e-30)] })],
+            &single,
+        )
+        .unwrap();
+        assert!(wide.check(&[1e30], &[]).unwrap_err().reason.contains("32-bit floats"));
+    }
+
+    /// The steps one after the other, over whole columns; what a step refuses is NaN at the end.
+    fn naive(steps: &[Step], names: &[&str], rows: &[f64]) -> Vec<f64> {
+        let mut rows = rows.to_vec();
+        let mut refused = vec![false; rows.len()];
+        for step in steps {
+            for name in &step.features {
+                let column = names.iter().position(|known| known == name).unwrap();
+                for (place, x) in rows.iter_mut().enumerate().filter(|(place, _)| place % names.len() == column) {
+                    match &step.action {
+                        Action::Impute(values) if x.is_nan() => *x = values[0].0,
+                        Action::Scale { offset, divisor } => *x = (*x - offset[0].0) / divisor[0].0,
+                        Action::Clip { min, max } if !x.is_nan() => *x = x.max(min[0].0).min(max[0].0),
+                        Action::Log1p => {
+                            refused[place] |= *x <= -1.0;
+                            *x = x.ln_1p();
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        rows.iter().zip(refused).map(|(&x, refused)| if refused { f64::NAN } else { x }).collect()
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        let real = || (-5.0..5.0_f64).prop_map(Real);
+        prop_oneof![
+            real().prop_map(|value| Action::Impute(vec![value])),
+            (real(), 0.1..3.0_f64)
+                .prop_map(|(offset, divisor)| Action::Scale { offset: vec![offset], divisor: vec![Real(divisor)] }),
+            (-5.0..0.0_f64, 0.0..5.0_f64)
+                .prop_map(|(min, max)| Action::Clip { min: vec![Real(min)], max: vec![Real(max)] }),
+            Just(Action::Log1p),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_the_steps_one_after_the_other(
+            steps in prop::collection::vec((prop::collection::btree_set(0..3_usize, 1..4), action()), 0..6),
+            rows in prop::collection::vec(prop_oneof![4 => -10.0..10.0_f64, 1 => Just(f64::NAN)], 3..=12),
+        ) {
+            let names = ["a", "b", "c"];
+            let rows = &rows[..rows.len() / 3 * 3];
+            let steps: Vec<Step> = steps.into_iter()
+                .map(|(columns, action)| step(&columns.into_iter().map(|column| names[column]).collect::<Vec<_>>(), action))
+                .collect();
+            let (own, wanted) = (apply(&steps, &names, rows, &[]), naive(&steps, &names, rows));
+            prop_assert!(own.iter().zip(&wanted).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()), "{own:?} {wanted:?}");
+        }
+    }
+}
