@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::compiled::{self, CompiledModel};
 use super::preprocessed::PreprocessedModel;
 use super::tl2cgen::{self, Tl2cgenModel};
-use super::{Backend, LoadOptions, Model, ModelError, ModelType};
+use super::{LoadOptions, Model, ModelError, ModelType};
 use crate::forest::read::{self, Format, saved};
 
 /// A model file's bytes and their identity.
@@ -194,6 +194,10 @@ pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>
 pub(super) fn load_library(
     file: &ModelBytes,
     model_type: ModelType,
+    #[cfg_attr(
+        not(any(feature = "onnx", feature = "python")),
+        expect(unused_variables, reason = "no kind has settings")
+    )]
     options: &LoadOptions,
 ) -> Result<Box<dyn Model>, ModelError> {
     match model_type {
@@ -202,7 +206,7 @@ pub(super) fn load_library(
         #[cfg(feature = "onnx")]
         ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file, options)?)),
         #[cfg(feature = "python")]
-        ModelType::Sklearn if options.backend == Backend::Compiled => super::python::convert(file, options),
+        ModelType::Sklearn if options.backend == super::Backend::Compiled => super::python::convert(file, options),
         #[cfg(feature = "python")]
         ModelType::Python | ModelType::Sklearn => {
             Ok(Box::new(super::python::PythonModel::parse(file, model_type, options)?))

@@ -29,6 +29,7 @@ mod sample;
 #[cfg(feature = "python")]
 mod python;
 mod python_options;
+#[cfg_attr(not(feature = "python"), expect(dead_code, reason = "nothing else has processes of its own"))]
 mod runner;
 pub mod validate;
 #[cfg(feature = "xgboost")]

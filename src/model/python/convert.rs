@@ -10,8 +10,8 @@ use super::process::{Converted, NotLoaded};
 use crate::clock;
 
 /// The largest difference that counts as equal, as a share of the score, or of 1: sums of doubles in another order, or
-/// trees whose leaves ONNX holds as floats.
-const TOLERANCE_F64: f64 = 1e-6;
+/// graphs of floats, which trees have.
+const TOLERANCE_F64: f64 = 1e-9;
 const TOLERANCE_F32: f64 = 1e-5;
 /// Values of a row that a message shows.
 const SHOWN: usize = 64;
@@ -94,9 +94,9 @@ fn compare(reference: &PythonModel, graph: &dyn Model, rows: &[f64]) -> Result<S
         Asked { scorer: scorer.as_mut(), schema: model.schema() }.score(rows)
     };
     let (scores, wanted_scores) = (score(graph)?, score(reference)?);
-    let tolerance = match own.row_type {
-        RowType::F32 => TOLERANCE_F32,
-        RowType::F64 => TOLERANCE_F64,
+    let tolerance = match (own.row_type, wanted.row_type) {
+        (RowType::F64, RowType::F64) => TOLERANCE_F64,
+        _ => TOLERANCE_F32,
     };
     let apart = |(own, wanted): (&f64, &f64)| (own - wanted).abs() / wanted.abs().max(1.0);
     let differences = scores.iter().zip(&wanted_scores).map(apart).enumerate();

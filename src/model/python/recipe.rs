@@ -18,6 +18,7 @@ use super::wire::Channel;
 
 const BOOT: &str = include_str!("boot.py");
 const CONVERT: &str = include_str!("convert.py");
+const LOADING: &str = include_str!("loading.py");
 const RUNNER: &str = include_str!("runner.py");
 const SANDBOX: &str = include_str!("sandbox.py");
 
@@ -73,7 +74,7 @@ impl Recipe {
             "gc_pause_min_ns": u64::try_from(options.gc_pause_min.as_nanos()).unwrap_or(u64::MAX),
         });
         // The runner comes last: it imports the others.
-        let modules = json!({ "sandbox": SANDBOX, "convert": CONVERT, "runner": RUNNER });
+        let modules = json!({ "sandbox": SANDBOX, "loading": LOADING, "convert": CONVERT, "runner": RUNNER });
         let bundle = json!({ "modules": modules, "spec": spec });
         Ok(Self {
             name: file.name(),
