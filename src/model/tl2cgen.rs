@@ -190,6 +190,7 @@ struct Loaded {
 
 impl Loaded {
     fn open(bytes: &[u8]) -> Result<Self, String> {
+        check_whole(bytes)?;
         let file = file_in_memory(bytes).map_err(|error| format!("no file in memory: {error}"))?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         // SAFETY: the library's start code runs; whoever pinned its digest and trusts it answers for that.
@@ -222,6 +223,32 @@ impl Loaded {
         };
         Ok(text.to_string_lossy().into_owned())
     }
+}
+
+/// That the file holds all that its program headers say. The loader maps what they say, and to touch what is mapped beyond
+/// the file's end ends the process.
+fn check_whole(bytes: &[u8]) -> Result<(), String> {
+    const LOAD: u32 = 1;
+    let cut = || "the library is cut short; copy it again".to_owned();
+    let part = |at: usize, size: usize| bytes.get(at..at.checked_add(size)?);
+    let half = |at: usize| part(at, 2).map(|part| usize::from(u16::from_le_bytes([part[0], part[1]]))).ok_or_else(cut);
+    let long = |at: usize| {
+        let part = part(at, 8).and_then(|part| part.try_into().ok()).map(u64::from_le_bytes);
+        part.and_then(|number| usize::try_from(number).ok()).ok_or_else(cut)
+    };
+    if part(4, 2).ok_or_else(cut)? != [2, 1] {
+        return Err("the library is not one of a 64-bit little-endian machine".to_owned());
+    }
+    let (start, size, count) = (long(32)?, half(54)?, half(56)?);
+    for number in 0..count {
+        let at = size.checked_mul(number).and_then(|offset| offset.checked_add(start)).ok_or_else(cut)?;
+        let kind = part(at, 4).and_then(|part| part.try_into().ok()).map(u32::from_le_bytes).ok_or_else(cut)?;
+        let (offset, held) = (long(at + 8)?, long(at + 32)?);
+        if kind == LOAD && part(offset, held).is_none() {
+            return Err(cut());
+        }
+    }
+    Ok(())
 }
 
 /// A file that no path leads to, and that nobody can change any more.
