@@ -17,7 +17,7 @@ use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder}
 use super::{LogArgs, Usage, exit, logs};
 use crate::model::compare::compare;
 use crate::model::validate::{Sample, Validation, validate};
-use crate::model::{self, Catalog, Model, ModelBytes, ModelEntry, ModelSchema};
+use crate::model::{self, Catalog, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema};
 use crate::record::{ModelId, Priority};
 
 /// Names that a table for people shows.
@@ -103,14 +103,13 @@ pub(super) fn run(args: &ModelArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn load(args: &FileArgs) -> anyhow::Result<(ModelBytes, Box<dyn Model>)> {
+fn load(args: &FileArgs) -> anyhow::Result<(ModelBytes, Box<dyn Model>, LoadOptions)> {
     logs::start_plain(&args.log)?;
-    let (file, model, _) = args.load.load(&args.file)?;
-    Ok((file, model))
+    args.load.load(&args.file)
 }
 
 fn inspect(args: &FileArgs) -> anyhow::Result<ExitCode> {
-    let (file, model) = load(args)?;
+    let (file, model, _) = load(args)?;
     let text = if args.json { describe_json(&file, model.schema())? } else { describe(&file, model.schema()) };
     writeln!(io::stdout(), "{text}")?;
     Ok(exit::DONE.into())
@@ -169,14 +168,21 @@ pub(super) fn plain_table() -> Table {
 
 fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     ensure_tolerance(args.tolerance)?;
-    let (file, model) = load(&args.model)?;
+    let (file, model, options) = load(&args.model)?;
     let files = sample_files(args, &file.path);
     let sample = files.as_ref().map(|files| read_sample(files, args, model.schema())).transpose()?;
     let mut scorer = model.scorer()?;
     let mut validation = validate(&file.name(), model.schema(), scorer.as_mut(), sample.as_ref())?;
     if model.is_compiled() {
-        let rows = sample.as_ref().map_or(&[][..], |sample| &sample.rows);
-        validation.checks.push(compare(&file, model.as_ref(), rows));
+        let check = match (model.preprocessor(), &sample) {
+            // Its library knows nothing of the steps before it, nor of the sample's rows.
+            (Some(_), _) => {
+                let bare = LoadOptions { preprocess: Vec::new(), ..options };
+                compare(&file, model::load(&file, &bare)?.as_ref(), &[])
+            }
+            (None, sample) => compare(&file, model.as_ref(), sample.as_ref().map_or(&[], |sample| &sample.rows)),
+        };
+        validation.checks.push(check);
     }
     let text = if args.model.json {
         let sample = files.as_ref().map(|files| json!({ "data": files.data, "expected": files.expected }));
