@@ -93,6 +93,10 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
 /// # Errors
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
 pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
+    if options.quantize {
+        let reason = "this version cannot store a model's numbers in fewer bits; take `enable_model_quantization` (--quantize) out";
+        return Err(ModelError::refused(file.name(), reason));
+    }
     let model = load_bare(file, options)?;
     if options.preprocess.is_empty() {
         return Ok(model);
@@ -254,6 +258,14 @@ mod tests {
         assert_eq!(ModelBytes::read(&path, Some(&pin)).unwrap().sha256, abc);
         let error = ModelBytes::read(&path, Some(&[0; 32])).unwrap_err().to_string();
         assert!(error.contains(abc) && error.contains(&"0".repeat(64)), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_never_passed_over() {
+        let bytes = std::fs::read("tests/data/higgs/higgs.model.txt").unwrap();
+        let file = ModelBytes::new("m.txt".into(), bytes);
+        let error = load(&file, &LoadOptions { quantize: true, ..LoadOptions::default() }).err().unwrap().to_string();
+        assert!(error.contains("enable_model_quantization"), "{error}");
     }
 
     #[test]
