@@ -8,13 +8,15 @@ use std::path::PathBuf;
 use crate::Shared;
 use crate::support::{Record, Worker, repository};
 
-const MODELS: [&str; 7] = [
+const MODELS: [&str; 9] = [
     "fx_one_hot/model.json",
     "fx_sets_softprob/model.ubj",
     "fx_vector_leaves/model.json",
     "fx_softprob_base_score/model.bin",
     "fl_sets/model.txt",
     "fl_linear/model.txt",
+    "ft_sklearn_forest_classes/model.tl",
+    "ft_xgboost_holes/model.v3.tl",
     "onnx_lgb_multiclass/model.onnx",
 ];
 
