@@ -7,6 +7,7 @@ Each OUT_DIR/onnxfull_NAME/ holds
     model.onnx       the graph
     rows.jsonl       one row of features a line, a JSON array in the order of the graph's inputs; null is a missing value
     expected.jsonl   line i: the scores of row i, a JSON array
+    expected_int8.jsonl   of one graph: the same with weights of 8 bits, as ONNX Runtime's quantizer makes them
 OUT_DIR/onnxfull_refused/NAME.onnx are graphs that forebay must refuse. OUT_DIR/index-onnx_full.json, written last, lists
 both: models (name, features: their names, kinds: number, integer or text, outputs, type f32 or f64, output: those that
 are scored, rows_a_call, missing: whether rows with missing values have scores, bad: a row that the graph has no score
@@ -141,6 +142,23 @@ def embeddings():
     return {"graph": graph, "rows": rows, "output": ["gates", "shares"], "bad": bad}
 
 
+def mlp():
+    """As PyTorch exports a network of linear layers; also quantized, where a call of one row scales its own numbers."""
+    sizes, nodes, tensors, last = [20, 64, 32, 3], [], [], "features"
+    for layer, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+        tensors += [constant(f"l{layer}.weight", weights(inputs, outputs, seed=layer).T)]
+        tensors += [constant(f"l{layer}.bias", weights(outputs, seed=9 + layer))]
+        nodes.append(helper.make_node("Gemm", [last, f"l{layer}.weight", f"l{layer}.bias"], [f"h{layer}"], transB=1))
+        last = f"h{layer}"
+        if outputs != sizes[-1]:
+            nodes.append(helper.make_node("Relu", [last], [f"r{layer}"]))
+            last = f"r{layer}"
+    nodes.append(helper.make_node("Softmax", [last], ["probabilities"], axis=1))
+    rows = np.random.default_rng(SEED).normal(size=(ROWS, sizes[0])).tolist()
+    graph = build(nodes, [("features", FLOAT, ["N", 20])], [("probabilities", FLOAT, ["N", 3])], tensors)
+    return {"graph": graph, "rows": rows, "output": ["probabilities"], "bad": None, "missing": None, "int8": True}
+
+
 def every_number():
     """An input of each type of number, weighed and summed in double."""
     kinds = ["DOUBLE", "FLOAT", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8", "BOOL", "FLOAT16"]
@@ -240,18 +258,15 @@ def logarithm():
 def quantized():
     """Weights of 8 bits; the scale of a call's numbers is taken from all of its rows."""
     made = linear("N", width=24)
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = (pathlib.Path(folder) / name for name in ["float.onnx", "int8.onnx"])
-        onnx.save(made["graph"], source)
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8)
-        made["graph"] = onnx.load(target)
-    return {**made, "rows_a_call": 1, "bad": None, "scaled_by_batch": True, "missing": None}
+    made["graph"] = to_int8(made["graph"])
+    return {**made, "rows_a_call": 1, "bad": None, "missing": None}
 
 
 MODELS = {
     "text": lambda: on_visits("ignore"),
     "text_strict": lambda: on_visits("error"),
     "embeddings": embeddings,
+    "mlp": mlp,
     "every_number": every_number,
     "half_mlp": half_mlp,
     "linear": lambda: linear("N"),
@@ -309,19 +324,24 @@ def build(nodes, inputs, outputs, tensors):
     return helper.make_model(graph, opset_imports=OPSET, ir_version=9, producer_name="forebay-tests")
 
 
+def to_int8(graph):
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (pathlib.Path(folder) / name for name in ["float.onnx", "int8.onnx"])
+        onnx.save(graph, source)
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+        return onnx.load(target)
+
+
 # ---- what is written -----------------------------------------------------------------------------------------------
 
 
 def write_model(
-    folder, graph, rows, output, scored=None, rows_a_call=None, bad=None, missing=False, source_says=None, scaled_by_batch=False
+    folder, graph, rows, output, scored=None, rows_a_call=None, bad=None, missing=False, source_says=None, int8=False
 ):
     checker.check_model(graph)
     folder.mkdir()
     (folder / "model.onnx").write_bytes(graph.SerializeToString())
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    session = open_session(graph)
     # Rows go through their JSON text first, so that both sides start from the same numbers.
     lines = [json.dumps(row) for row in rows]
     rows = [json.loads(line) for line in lines]
@@ -331,6 +351,11 @@ def write_model(
         assert np.allclose(scores, source_says, atol=1e-5), folder
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "expected.jsonl").write_text("".join(json.dumps(row.tolist()) + "\n" for row in scores))
+    if int8:
+        quantized = open_session(to_int8(graph))
+        moved = np.vstack([score(quantized, output, part) for part in parts_of(rows, 1)])
+        assert not np.allclose(moved, scores, atol=1e-6), folder
+        (folder / "expected_int8.jsonl").write_text("".join(json.dumps(row.tolist()) + "\n" for row in moved))
     names, kinds = features(session)
     wide = any(one.type not in ("tensor(float)", "tensor(string)") for one in session.get_inputs())
     return {
@@ -343,7 +368,6 @@ def write_model(
         "rows_a_call": rows_a_call,
         "missing": missing,
         "bad": bad,
-        "scaled_by_batch": scaled_by_batch,
     }
 
 
@@ -351,6 +375,13 @@ def write_refused(folder, name, graph, says):
     file = folder / f"{name}.onnx"
     file.write_bytes(graph.SerializeToString())
     return {"file": f"{folder.name}/{file.name}", "says": says}
+
+
+def open_session(graph):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def parts_of(rows, size):

@@ -7,11 +7,15 @@
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use forebay::batch::BatchPolicy;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec, PredictError, PredictionRequest};
+use forebay::model::drift::drift;
+use forebay::model::validate::Sample;
 use forebay::model::{
-    self, FeatureKind, LoadOptions, Model, ModelBytes, ModelSchema, OnnxOptions, RowType, Rows, Scorer, Values,
+    self, FeatureKind, LoadOptions, Model, ModelBytes, ModelSchema, OnnxOptions, PythonOptions, RowType, Rows, Scorer,
+    Values,
 };
 use forebay::record::{ErrorCode, Priority};
 use serde_json::Value;
@@ -91,8 +95,8 @@ fn score(schema: &ModelSchema, scorer: &mut dyn Scorer, table: &Table) -> Vec<f6
     scores
 }
 
-fn expected(name: &str) -> Vec<f64> {
-    let text = fs::read_to_string(models().join(name).join("expected.jsonl")).unwrap();
+fn expected(name: &str, file: &str) -> Vec<f64> {
+    let text = fs::read_to_string(models().join(name).join(file)).unwrap();
     text.lines().flat_map(|line| serde_json::from_str::<Vec<f64>>(line).unwrap()).collect()
 }
 
@@ -105,7 +109,7 @@ fn worst(a: &[f64], b: &[f64]) -> f64 {
 #[test]
 fn every_graph_scores_what_python_says() {
     let index = index("models");
-    assert!(index.len() >= 12);
+    assert!(index.len() >= 13);
     for entry in index {
         let name = entry["name"].as_str().unwrap();
         let model = load(name, &options(names(&entry["output"]))).unwrap();
@@ -126,7 +130,7 @@ fn every_graph_scores_what_python_says() {
         }
         let table = Table::read(&models().join(name).join("rows.jsonl"), schema);
         let scores = score(schema, model.scorer().unwrap().as_mut(), &table);
-        let worst = worst(&scores, &expected(name));
+        let worst = worst(&scores, &expected(name, "expected.jsonl"));
         println!("{name}: {} scores, worst difference {worst:e}", scores.len());
         assert!(worst <= TOLERANCE, "{name}: differs by {worst:e}");
     }
@@ -158,7 +162,7 @@ fn the_engine_scores_them_and_a_row_without_a_score_ends_alone() {
         let load = options(names(&entry["output"]));
         let id = engine.load_spec(&spec(name, load)).unwrap_or_else(|error| panic!("{error}"));
         let model = engine.model(id).unwrap();
-        let (schema, expected) = (model.schema(), expected(name));
+        let (schema, expected) = (model.schema(), expected(name, "expected.jsonl"));
         let mut rows: Vec<Value> = fs::read_to_string(models().join(name).join("rows.jsonl"))
             .unwrap()
             .lines()
@@ -224,6 +228,84 @@ fn a_process_has_one_runtime() {
     other.onnx.library = Some("/nonexistent/libonnxruntime.so".into());
     let refusal = load("onnxfull_linear", &other).err().unwrap();
     assert!(refusal.contains("is loaded from ") && refusal.contains("/nonexistent/libonnxruntime.so"), "{refusal}");
+}
+
+fn interpreter() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/test/bin/python")
+}
+
+fn quantized() -> LoadOptions {
+    let python = PythonOptions { interpreter: interpreter(), ..PythonOptions::default() };
+    LoadOptions { quantize: true, python, ..options(Vec::new()) }
+}
+
+/// The quantizer's own graph, run a row a call: a row's scores do not hang on its neighbours, which share a scale with it
+/// where they share a call.
+#[test]
+fn weights_of_8_bits_score_as_python_says_and_the_drift_is_told() {
+    let name = "onnxfull_mlp";
+    let (original, model) = (load(name, &options(Vec::new())).unwrap(), load(name, &quantized()).unwrap());
+    let schema = model.schema();
+    let detail = |wanted| schema.details.iter().find(|(key, _)| key == wanted).map(|(_, value)| value.as_str());
+    assert!(detail("quantized").unwrap().starts_with("int8: "), "{:?}", schema.details);
+    assert_eq!(detail("rows a call"), Some("1"));
+    let table = Table::read(&models().join(name).join("rows.jsonl"), schema);
+    let scores = score(schema, model.scorer().unwrap().as_mut(), &table);
+    let worst = worst(&scores, &expected(name, "expected_int8.jsonl"));
+    println!("{name}: {} scores, worst difference {worst:e}", scores.len());
+    assert!(worst <= TOLERANCE, "{worst:e}");
+
+    let sample = Sample { rows: table.values, expected: expected(name, "expected.jsonl"), ..Sample::default() };
+    let drift = drift(name, original.as_ref(), model.as_ref(), Some(&sample)).unwrap();
+    println!("{drift:?}");
+    let differences: Vec<f64> = scores.iter().zip(&sample.expected).map(|(a, b)| (a - b).abs()).collect();
+    let moved = drift.sample.unwrap();
+    let max = differences.iter().copied().fold(0.0, f64::max);
+    assert_eq!((moved.rows, moved.max.to_bits()), (200, max.to_bits()));
+    assert!((moved.mean - differences.iter().sum::<f64>() / differences.len() as f64).abs() < 1e-12);
+    assert!(max > 1e-4 && max < 0.1 && moved.classes_changed.unwrap() < 0.1, "{moved:?}");
+    assert!(drift.made_up.rows > 100 && drift.made_up.max > 0.0);
+}
+
+#[test]
+fn a_graph_with_nothing_to_quantize_is_refused_and_one_that_is_quantized_is_taken() {
+    let refusal = load("onnxfull_logarithm", &quantized()).err().unwrap();
+    assert!(refusal.contains("no product of a float matrix with weights"), "{refusal}");
+    // No Python is asked.
+    let mut options = quantized();
+    options.python.interpreter = "/nonexistent/python".into();
+    let model = load("onnxfull_quantized", &options).unwrap();
+    assert!(model.schema().details.contains(&("quantized".to_owned(), "int8, in the file".to_owned())));
+    let refusal = load("onnxfull_mlp", &options).err().unwrap();
+    assert!(refusal.contains("/nonexistent/python does not start") && refusal.contains("model compile"), "{refusal}");
+    // Its packages are not there.
+    options.python.interpreter = "/usr/bin/python3".into();
+    let refusal = load("onnxfull_mlp", &options).err().unwrap();
+    assert!(refusal.contains("No module named") && refusal.contains("pip install onnx onnxruntime"), "{refusal}");
+}
+
+#[test]
+fn the_command_line_quantizes_validates_and_writes_the_graph() {
+    let folder = tempfile::tempdir().unwrap();
+    let int8 = folder.path().join("int8.onnx");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        let path = interpreter().parent().unwrap().to_owned();
+        let ran = command.args(arguments).env("PATH", path).output().unwrap();
+        let said = [ran.stdout, ran.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+        assert!(ran.status.success(), "{said}");
+        said
+    };
+    let graph = path_of("onnxfull_mlp");
+    let said = run(&["model", "compile", graph.to_str().unwrap(), "--quantize", "-o", int8.to_str().unwrap()]);
+    println!("{said}");
+    assert!(int8.metadata().unwrap().len() < graph.metadata().unwrap().len());
+    let said = run(&["model", "validate", graph.to_str().unwrap(), "--quantize", "--tolerance", "0.1"]);
+    println!("{said}");
+    assert!(said.contains("quantized scores move") && said.contains("of classes changed"), "{said}");
+    let said = run(&["model", "validate", graph.to_str().unwrap(), "--quantize", "--tolerance", "0.1", "--json"]);
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert!(report["drift"]["sample"]["max"].as_f64().unwrap() > 1e-4, "{report}");
 }
 
 /// Threads and the graph's rewriting change no score by more than the rounding of a sum.

@@ -16,6 +16,7 @@ use super::load::LoadArgs;
 use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder};
 use super::{LogArgs, Usage, exit, logs};
 use crate::model::compare::compare;
+use crate::model::drift::{Drift, drift};
 use crate::model::validate::{Sample, Validation, validate};
 use crate::model::{self, Catalog, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema};
 use crate::record::{ModelId, Priority};
@@ -61,6 +62,8 @@ taken where they exist, else rows.jsonl and expected.jsonl in the model's folder
 A compiled forest is also held against the library that the model was trained with, where this build has it and it \
 scores the file right: on those rows, and on made-up ones with NaN, both zeros, infinities, subnormals, values on and \
 beside the model's thresholds, and categories that it does not know.
+
+With --quantize (or enable_model_quantization in the --config) it says how far scores move from those of the original.
 
 A model that is refused, or fails a check, ends with exit code 4.";
 
@@ -177,13 +180,20 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
         let check = match (model.preprocessor(), &sample) {
             // Its library knows nothing of the steps before it, nor of the sample's rows.
             (Some(_), _) => {
-                let bare = LoadOptions { preprocess: Vec::new(), ..options };
+                let bare = LoadOptions { preprocess: Vec::new(), ..options.clone() };
                 compare(&file, model::load(&file, &bare)?.as_ref(), &[])
             }
             (None, sample) => compare(&file, model.as_ref(), sample.as_ref().map_or(&[], |sample| &sample.rows)),
         };
         validation.checks.push(check);
     }
+    let drift = if options.quantize {
+        let original = model::load(&file, &LoadOptions { quantize: false, ..options })?;
+        Some(drift(&file.name(), original.as_ref(), model.as_ref(), sample.as_ref())?)
+    } else {
+        None
+    };
+    validation.checks.extend(drift.as_ref().map(Drift::check));
     let text = if args.model.json {
         let sample = files.as_ref().map(|files| json!({ "data": files.data, "expected": files.expected }));
         let report = json!({
@@ -192,6 +202,7 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
             "passed": validation.passed(),
             "sample": sample,
             "checks": validation.checks,
+            "drift": drift,
         });
         serde_json::to_string_pretty(&report)?
     } else {

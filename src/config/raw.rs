@@ -197,8 +197,8 @@ pub(super) struct RawModel {
     /// The file may run code of its own when it is loaded, as pickles, Python files and shared libraries do; they also
     /// need a `sha256`. Default false.
     pub(super) trusted: bool,
-    /// The model's own numbers are stored in fewer bits, which moves its scores. This version cannot, and refuses a model
-    /// that asks for it. Default false.
+    /// The model's own numbers are stored in fewer bits, which moves its scores: weights of ONNX graphs that ONNX Runtime
+    /// scores become int8. Other models are refused. Default false.
     pub(super) enable_model_quantization: bool,
     /// When the file, and the candidate's, is read again: "off" for SIGHUP and the admin port only, "watch" also when it has
     /// changed. What is read is validated first, and swapped in between two batches. Default "off".

@@ -93,10 +93,6 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
 /// # Errors
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
 pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
-    if options.quantize {
-        let reason = "this version cannot store a model's numbers in fewer bits; take `enable_model_quantization` (--quantize) out";
-        return Err(ModelError::refused(file.name(), reason));
-    }
     let model = load_bare(file, options)?;
     if options.preprocess.is_empty() {
         return Ok(model);
@@ -108,6 +104,7 @@ pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, 
 pub(super) fn load_bare(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
     let model_type = kind(file, options)?;
     if model_type == ModelType::Treelite && tl2cgen::is_library(&file.bytes) {
+        refuse_quantized(file, options)?;
         return Ok(Box::new(Tl2cgenModel::parse(file, options)?));
     }
     // Nothing else here scores a checkpoint.
@@ -121,9 +118,22 @@ pub(super) fn load_bare(file: &ModelBytes, options: &LoadOptions) -> Result<Box<
     let format = if is_saved { Some(Format::Saved) } else { compiled::format(model_type) };
     match format.filter(|_| compiles) {
         Some(Format::Onnx) => load_onnx(file, options),
-        Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format)?)),
+        Some(format) => {
+            refuse_quantized(file, options)?;
+            Ok(Box::new(CompiledModel::parse(file, model_type, format)?))
+        }
         None => load_library(file, model_type, options),
     }
+}
+
+/// What cannot be done is never passed over.
+fn refuse_quantized(file: &ModelBytes, options: &LoadOptions) -> Result<(), ModelError> {
+    if !options.quantize {
+        return Ok(());
+    }
+    let reason = "of this version's models only ONNX graphs that ONNX Runtime scores can be stored in fewer bits; take \
+                  `enable_model_quantization` (--quantize) out";
+    Err(ModelError::refused(file.name(), reason))
 }
 
 /// A graph that is one tree ensemble is scored by the compiled forest, every other by the runtime, which tells why.
@@ -138,7 +148,10 @@ fn load_onnx(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>,
         }
     });
     match read {
-        Ok(read) => Ok(Box::new(CompiledModel::of(&read, ModelType::Onnx))),
+        Ok(read) => {
+            refuse_quantized(file, options)?;
+            Ok(Box::new(CompiledModel::of(&read, ModelType::Onnx)))
+        }
         #[cfg(feature = "onnx")]
         Err(reason) => {
             let mut model = super::onnx::OnnxModel::parse(file, options)?;
@@ -171,7 +184,7 @@ fn kind(file: &ModelBytes, options: &LoadOptions) -> Result<ModelType, ModelErro
 }
 
 /// The compiled form of a model, to be kept in a file: of trees [`saved`], of a scikit-learn estimator an ONNX graph, held
-/// against the estimator's own scores.
+/// against the estimator's own scores, of another ONNX graph that is to be quantized the graph with weights of 8 bits.
 ///
 /// # Errors
 /// [`ModelError::Refused`] when the file cannot be read, or has no compiled form.
@@ -179,7 +192,11 @@ pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>
     let model_type = kind(file, options)?;
     #[cfg(feature = "python")]
     if model_type == ModelType::Sklearn {
-        return super::python::graph(file, options);
+        let graph = super::python::graph(file, options)?;
+        return graph_form(&ModelBytes::new(file.path.clone(), graph), options);
+    }
+    if model_type == ModelType::Onnx && options.quantize && read::read(Format::Onnx, &file.bytes).is_err() {
+        return graph_form(file, options);
     }
     let Some(format) = compiled::format(model_type) else {
         let known = "XGBoost, LightGBM, Treelite and scikit-learn models have, and ONNX models of trees";
@@ -194,23 +211,33 @@ pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>
     Ok(saved::save(model_type.as_str(), &read, &file.sha256))
 }
 
+/// A graph, with weights of 8 bits where they are asked for; trees have none.
+fn graph_form(graph: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>, ModelError> {
+    #[cfg(feature = "onnx")]
+    if options.quantize && read::read(Format::Onnx, &graph.bytes).is_err() {
+        return super::onnx::int8(graph, options).map(|int8| int8.bytes);
+    }
+    let _ = options;
+    Ok(graph.bytes.clone())
+}
+
 /// Through the library whose format it is.
 pub(super) fn load_library(
     file: &ModelBytes,
     model_type: ModelType,
-    #[cfg_attr(
-        not(any(feature = "onnx", feature = "python")),
-        expect(unused_variables, reason = "no kind has settings")
-    )]
     options: &LoadOptions,
 ) -> Result<Box<dyn Model>, ModelError> {
+    let is_converted = model_type == ModelType::Sklearn && options.backend == super::Backend::Compiled;
+    if model_type != ModelType::Onnx && !is_converted {
+        refuse_quantized(file, options)?;
+    }
     match model_type {
         #[cfg(feature = "lightgbm")]
         ModelType::LightGbm => Ok(Box::new(super::lightgbm::LightGbmModel::parse(file)?)),
         #[cfg(feature = "onnx")]
         ModelType::Onnx => Ok(Box::new(super::onnx::OnnxModel::parse(file, options)?)),
         #[cfg(feature = "python")]
-        ModelType::Sklearn if options.backend == super::Backend::Compiled => super::python::convert(file, options),
+        ModelType::Sklearn if is_converted => super::python::convert(file, options),
         #[cfg(feature = "python")]
         ModelType::Python | ModelType::Sklearn => {
             Ok(Box::new(super::python::PythonModel::parse(file, model_type, options)?))

@@ -6,13 +6,15 @@
 //! - [`Backend`] is what scores a tree model: the compiled forest, or the library that it was trained with.
 //! - [`LoadedModel`] is a version in service: schema, digest, and a scorer for each score thread.
 //! - [`Catalog`] is what a decoder must know of the loaded models.
-//! - [`validate`] asks a model the questions that a wrong binding would answer wrongly, [`compare`] whether both backends
+//! - [`validate`] asks a model the questions that a wrong binding would answer wrongly, [`drift`] how far quantization moves
+//!   its scores, [`compare`] whether both backends
 //!   give the same scores.
 
 mod catalog;
 pub mod compare;
 mod compiled;
 mod cost;
+pub mod drift;
 mod features;
 #[cfg(feature = "lightgbm")]
 mod lightgbm;

@@ -114,7 +114,7 @@ pub fn validate(
     let mut scorer = Asked { scorer, schema };
     let scorer = &mut scorer;
     let rows = made_up(width, &asking);
-    let rows = if asking.refuses { scorer.without_refused(&rows) } else { Ok(rows) };
+    let rows = if asking.refuses { scorer.scored_only(&rows) } else { Ok(rows) };
     let mut checks = Vec::new();
     match rows.and_then(|rows| Ok((scorer.score(&rows)?, rows))) {
         // A model that takes text may know none of the words.
@@ -155,6 +155,12 @@ impl Asked<'_> {
         self.score_cells(&values, &texts)
     }
 
+    /// Scores a sample's own rows.
+    pub(super) fn score_sample(&mut self, sample: &Sample) -> Result<Vec<f64>, String> {
+        let texts: Vec<Option<&str>> = sample.texts.iter().map(Option::as_deref).collect();
+        self.score_cells(&sample.rows, &texts)
+    }
+
     fn score_cells(&mut self, values: &[f64], texts: &[Option<&str>]) -> Result<Vec<f64>, String> {
         let width = self.schema.width();
         let mut scores = vec![0.0; values.len() / width * self.schema.outputs];
@@ -171,7 +177,7 @@ impl Asked<'_> {
     }
 
     /// The rows that it scores with numbers, or why there is none.
-    fn without_refused(&mut self, rows: &[f64]) -> Result<Vec<f64>, String> {
+    pub(super) fn scored_only(&mut self, rows: &[f64]) -> Result<Vec<f64>, String> {
         let (mut kept, mut first_refusal) = (Vec::with_capacity(rows.len()), None);
         for row in rows.chunks(self.schema.width()) {
             match self.score(row) {
@@ -256,8 +262,7 @@ fn permuted(scorer: &mut Asked<'_>, rows: &[f64], batch: &[f64], repeats: Repeat
 pub(super) fn meets(scorer: &mut Asked<'_>, sample: &Sample) -> Check {
     let (width, outputs) = (scorer.schema.width(), scorer.schema.outputs);
     let name = "expected outputs";
-    let texts: Vec<Option<&str>> = sample.texts.iter().map(Option::as_deref).collect();
-    match scorer.score_cells(&sample.rows, &texts) {
+    match scorer.score_sample(sample) {
         Err(error) => Check { name, passed: false, detail: error },
         Ok(scores) => {
             // Of the output itself where that is above 1.

@@ -1,5 +1,5 @@
 //! Each kind of model through Kafka, against its own library's scores of the same run: XGBoost models that XGBoost 1.6
-//! cannot score among them. One worker has a route for each.
+//! cannot score among them, and a graph of text and whole numbers. One worker has a route for each.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::Shared;
 use crate::support::{Record, Worker, repository};
 
-const MODELS: [&str; 9] = [
+const MODELS: [&str; 10] = [
     "fx_one_hot/model.json",
     "fx_sets_softprob/model.ubj",
     "fx_vector_leaves/model.json",
@@ -18,6 +18,7 @@ const MODELS: [&str; 9] = [
     "ft_sklearn_forest_classes/model.tl",
     "ft_xgboost_holes/model.v3.tl",
     "onnx_lgb_multiclass/model.onnx",
+    "onnxfull_text/model.onnx",
 ];
 
 pub(crate) fn each_scores_as_its_library(shared: &Shared) {
@@ -74,7 +75,7 @@ fn rows(model: &str) -> Vec<(String, Vec<f64>)> {
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}; run `make test`", path.display()))
     };
     let rows = read("rows.jsonl");
-    let scores: Vec<Vec<f64>> = if name(model).starts_with("onnx_") {
+    let scores: Vec<Vec<f64>> = if name(model).starts_with("onnx") {
         read("expected.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     } else {
         read("predictions.hex").lines().map(|line| line.split(' ').map(number).collect()).collect()

@@ -21,7 +21,8 @@ Examples:
 Trees are written as the forest that they are compiled to. The file is loaded like any other model, without the parser of \
 the original format; its SHA-256 is checked when it is loaded, and it scores the same bits: that is tried on made-up \
 rows before it is written. A scikit-learn estimator is written as an ONNX graph, held against its own scores: where it \
-is served, no Python is needed.";
+is served, no Python is needed. Any other ONNX graph is written with weights of 8 bits, by --quantize and the Python that \
+ONNX Runtime's quantizer needs.";
 
 #[derive(Debug, Args)]
 pub(super) struct CompileArgs {

@@ -22,6 +22,8 @@ pub(super) struct GraphFile {
     pub(super) has_trees: bool,
     /// Whether a row's scores hang on its neighbours: numbers are rounded by a scale that is taken from the whole batch.
     pub(super) scales_by_batch: bool,
+    /// Operators that take or make numbers of 8 bits.
+    pub(super) quantized_operators: usize,
     /// Words that its encoders know, the first of all.
     pub(super) words: Vec<String>,
 }
@@ -201,6 +203,11 @@ impl GraphFile {
     fn node(&mut self, node: Message<'_>, depth: usize) -> Result<(), String> {
         let [operator] = read_texts(node, [4])?;
         self.scales_by_batch |= operator.starts_with("DynamicQuantize");
+        let is_quantized = operator.contains("Integer")
+            || operator.contains("quantize")
+            || operator.contains("Quantize")
+            || ["QLinear", "QGemm", "QAttention"].iter().any(|start| operator.starts_with(start));
+        self.quantized_operators += usize::from(is_quantized);
         for attribute in node.messages(5) {
             let attribute = attribute?;
             self.read_words(attribute)?;

@@ -13,6 +13,7 @@
 mod graph;
 mod inputs;
 mod outputs;
+mod quantize;
 mod runtime;
 mod tensors;
 
@@ -59,24 +60,51 @@ impl OnnxModel {
     pub(super) fn parse(file: &ModelBytes, options: &LoadOptions) -> Result<Self, ModelError> {
         let name = file.name();
         let refuse = |reason: String| ModelError::refused(&name, reason);
+        let quantized = if options.quantize { Some(int8(file, options)?) } else { None };
         let options = options.onnx.clone();
-        let bytes: Arc<[u8]> = file.bytes.as_slice().into();
+        let bytes: Arc<[u8]> = quantized.as_ref().map_or(&*file.bytes, |int8| &*int8.bytes).into();
         let graph = GraphFile::read(&bytes).map_err(refuse)?;
         let runtime = Runtime::get(options.library.as_deref()).map_err(refuse)?;
         let mut scorer = OnnxScorer::open(runtime, &bytes, &graph, &options).map_err(refuse)?;
         scorer.widths = scorer.find_widths().map_err(refuse)?;
         scorer.scores_missing = scorer.scores_missing();
+        let mut details = details(&graph, &scorer, runtime);
+        details.extend(quantized.map(|int8| ("quantized".to_owned(), int8.told)));
         let schema = ModelSchema {
             model_type: ModelType::Onnx,
             feature_names: scorer.inputs.feature_names.clone(),
             kinds: scorer.inputs.kinds.clone(),
             row_type: scorer.inputs.row_type,
             outputs: scorer.widths.iter().sum(),
-            details: details(&graph, &scorer, runtime),
+            details,
         };
         let OnnxScorer { widths, scores_missing, .. } = scorer;
         Ok(Self { name, bytes, options, runtime, schema, widths, scores_missing })
     }
+}
+
+/// A graph with weights of 8 bits.
+pub(super) struct Int8 {
+    pub(super) bytes: Vec<u8>,
+    told: String,
+}
+
+/// The file's graph with weights of 8 bits: as it is, where it has such already.
+pub(super) fn int8(file: &ModelBytes, options: &LoadOptions) -> Result<Int8, ModelError> {
+    let make = || {
+        if GraphFile::read(&file.bytes)?.quantized_operators > 0 {
+            return Ok(Int8 { bytes: file.bytes.clone(), told: "int8, in the file".to_owned() });
+        }
+        let bytes = quantize::to_int8(&file.bytes, &options.python)?;
+        let count = GraphFile::read(&bytes)?.quantized_operators;
+        if count == 0 {
+            let remedy = "set `enable_model_quantization = false`";
+            return Err(format!("cannot be quantized: it has no product of a float matrix with weights; {remedy}"));
+        }
+        let told = format!("int8: {count} operators, {} bytes of {}", bytes.len(), file.bytes.len());
+        Ok(Int8 { bytes, told })
+    };
+    make().map_err(|reason: String| ModelError::refused(file.name(), reason))
 }
 
 impl OnnxModel {

@@ -53,16 +53,22 @@ fn checked(file: &ModelBytes, options: &LoadOptions) -> Result<Checked, ModelErr
     let reference = PythonModel::parse(file, ModelType::Sklearn, options)?;
     let Converted { graph, rows } = ask(&reference).map_err(refuse)?;
     let source = ModelBytes { path: file.path.clone(), bytes: graph, sha256: file.sha256.clone(), pinned: file.pinned };
-    let onnx = LoadOptions { model_type: Some(ModelType::Onnx), backend: Backend::Compiled, ..options.clone() };
-    let graph = load::load_bare(&source, &onnx).map_err(|error| match error {
-        ModelError::Refused { reason, .. } => {
-            refuse(format!("as an ONNX graph: {reason}; set `compile_model = false`"))
-        }
-        error => error,
-    })?;
+    let load = |quantize| {
+        let (model_type, backend) = (Some(ModelType::Onnx), Backend::Compiled);
+        let onnx = LoadOptions { model_type, backend, quantize, ..options.clone() };
+        load::load_bare(&source, &onnx).map_err(|error| match error {
+            ModelError::Refused { reason, .. } => {
+                refuse(format!("as an ONNX graph: {reason}; set `compile_model = false`"))
+            }
+            error => error,
+        })
+    };
+    let graph = load(false)?;
     let told = compare(&reference, graph.as_ref(), &rows).map_err(|difference| {
         refuse(format!("as an ONNX graph it scores otherwise: {difference}; set `compile_model = false`"))
     })?;
+    // Compared first: quantization moves scores.
+    let graph = if options.quantize { load(true)? } else { graph };
     Ok(Checked { reference, graph, bytes: source.bytes, told })
 }
 
