@@ -4,7 +4,7 @@
 //! is one node further than "yes". A leaf is a node that leads to itself.
 
 use super::column::{Columns, Planner, Question, STRIDE};
-use super::kernel::{Kernel, LeafParts, Linear, NO_SET, Program, Set, Sets, Special, TreeHead, WideNode};
+use super::kernel::{Kernel, LeafParts, LeafValues, Linear, NO_SET, Program, Set, Sets, Special, TreeHead, WideNode};
 use super::score::{Compiled, Sum, Sums};
 use super::{Body, CategoryRule, CategorySet, Child, Float, Forest, ForestParts, Leaves, Split, Test, Tree};
 
@@ -13,14 +13,25 @@ impl Forest {
     ///
     /// A model whose library compares f64 and that is compiled for f32 rows takes no f64 rows; every other pair works.
     pub fn compile(&self, rows: Float) -> Compiled {
+        self.lay_out(rows, false)
+    }
+
+    /// The same with each leaf in 16 bits: a tree's are whole multiples of its greatest leaf by 32,767. Decisions stay as they
+    /// are; a tree's share of a sum moves by 1/65,534 of its greatest leaf at the most. Linear leaves, and all leaves of a
+    /// model that has an infinite one, stay as they are.
+    pub fn compile_quantized(&self, rows: Float) -> Compiled {
+        self.lay_out(rows, true)
+    }
+
+    fn lay_out(&self, rows: Float, quantize: bool) -> Compiled {
         let parts = self.parts();
         let (columns, sums) = match parts.sum_type {
             Float::F32 => {
-                let (columns, kernel) = compile_body::<f32>(parts, rows);
+                let (columns, kernel) = compile_body::<f32>(parts, rows, quantize);
                 (columns, Sums::F32(kernel))
             }
             Float::F64 => {
-                let (columns, kernel) = compile_body::<f64>(parts, rows);
+                let (columns, kernel) = compile_body::<f64>(parts, rows, quantize);
                 (columns, Sums::F64(kernel))
             }
         };
@@ -28,9 +39,9 @@ impl Forest {
     }
 }
 
-fn compile_body<S: Sum>(parts: &ForestParts, rows: Float) -> (Columns, Kernel<S>) {
+fn compile_body<S: Sum>(parts: &ForestParts, rows: Float, quantize: bool) -> (Columns, Kernel<S>) {
     match &parts.body {
-        Body::Trees(trees) => compile_trees(parts, trees, rows),
+        Body::Trees(trees) => compile_trees(parts, trees, rows, quantize),
         Body::Linear { weights, bias } => {
             let start =
                 bias.iter().zip(&parts.base).map(|(&bias, &base)| S::from_f64(bias) + S::from_f64(base)).collect();
@@ -46,7 +57,7 @@ enum Asked {
     Category { column: u32, set: u32 },
 }
 
-fn compile_trees<S: Sum>(parts: &ForestParts, trees: &[Tree], rows: Float) -> (Columns, Kernel<S>) {
+fn compile_trees<S: Sum>(parts: &ForestParts, trees: &[Tree], rows: Float, quantize: bool) -> (Columns, Kernel<S>) {
     let mut planner = Planner::new(parts, rows);
     let mut sets = Sets::default();
     let mut asked = Vec::with_capacity(trees.iter().map(|tree| tree.splits.len()).sum());
@@ -62,7 +73,7 @@ fn compile_trees<S: Sum>(parts: &ForestParts, trees: &[Tree], rows: Float) -> (C
         layout.add(tree, own);
         rest = others;
     }
-    let kernel = layout.finish();
+    let kernel = layout.finish(quantize);
     (columns, kernel)
 }
 
@@ -148,7 +159,7 @@ impl<'a, S: Sum> Layout<'a, S> {
         });
     }
 
-    fn finish(mut self) -> Kernel<S> {
+    fn finish(mut self, quantize: bool) -> Kernel<S> {
         let mut narrow = Vec::with_capacity(self.nodes.len());
         narrow.extend(self.nodes.iter().map_while(|&node| WideNode::narrow(node)));
         if self.special.iter().all(|special| matches!(special, Special::Scalar)) {
@@ -156,6 +167,8 @@ impl<'a, S: Sum> Layout<'a, S> {
         }
         let Self { columns, outputs, nodes, values, trees, special, sets, .. } = self;
         let columns = columns.count() + 1;
+        let (values, special) =
+            if quantize { quantized(values, special, &trees) } else { (LeafValues::Full(values), special) };
         let leaves = LeafParts { values, special, outputs: outputs as usize };
         if narrow.len() == nodes.len() {
             Kernel::Narrow(Program::new(narrow, trees, leaves, sets, columns))
@@ -163,6 +176,42 @@ impl<'a, S: Sum> Layout<'a, S> {
             Kernel::Wide(Program::new(nodes, trees, leaves, sets, columns))
         }
     }
+}
+
+/// Leaves in 16 bits, unless one is infinite or none.
+fn quantized<S: Sum>(values: Vec<S>, special: Vec<Special<S>>, trees: &[TreeHead]) -> (LeafValues<S>, Vec<Special<S>>) {
+    let is_finite = |values: &[S]| values.iter().all(|value| value.to_f64().is_finite());
+    let all_finite = is_finite(&values)
+        && special.iter().all(|special| !matches!(special, Special::Vector(values) if !is_finite(values)));
+    if !all_finite {
+        return (LeafValues::Full(values), special);
+    }
+    let ends = trees.iter().skip(1).map(|tree| tree.root as usize).chain([values.len()]);
+    let (mut numbers, mut scales) = (Vec::with_capacity(values.len()), Vec::with_capacity(trees.len()));
+    for (tree, end) in trees.iter().zip(ends) {
+        scales.push(scaled(&values[tree.root as usize..end], &mut numbers));
+    }
+    let special = special.into_iter().map(|special| match special {
+        Special::Vector(values) => {
+            let mut numbers = Vec::with_capacity(values.len());
+            let scale = scaled(&values, &mut numbers);
+            Special::ScaledVector(numbers, scale)
+        }
+        other => other,
+    });
+    (LeafValues::Scaled { values: numbers, scales }, special.collect())
+}
+
+/// Appends each value as the nearest multiple of the scale, and gives that.
+fn scaled<S: Sum>(values: &[S], numbers: &mut Vec<i16>) -> S {
+    let greatest = values.iter().map(|value| value.to_f64().abs()).fold(0.0, f64::max);
+    // In the type that sums are taken in, so that what is rounded here is what is added there.
+    let scale = S::from_f64(greatest / f64::from(i16::MAX));
+    let unit = if scale.to_f64() > 0.0 { scale.to_f64() } else { 1.0 };
+    #[expect(clippy::cast_possible_truncation, reason = "rounded, and at most 32,767 but for the scale's own rounding")]
+    let number = |value: &S| (value.to_f64() / unit).round().clamp(-32_767.0, 32_767.0) as i16;
+    numbers.extend(values.iter().map(number));
+    scale
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the stride is 8")]

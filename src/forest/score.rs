@@ -128,6 +128,14 @@ impl Compiled {
         }
     }
 
+    /// Whether leaves are kept in 16 bits: [`Forest::compile_quantized`].
+    pub fn is_quantized(&self) -> bool {
+        match &self.sums {
+            Sums::F32(kernel) => kernel.is_quantized(),
+            Sums::F64(kernel) => kernel.is_quantized(),
+        }
+    }
+
     /// Bytes of nodes, values and sets.
     pub fn bytes(&self) -> usize {
         match &self.sums {
@@ -244,6 +252,7 @@ enum Stage {
 /// A float type that margins are added in.
 pub(super) trait Sum: Value + Add<Output = Self> + Mul<Output = Self> + Div<Output = Self> + AddAssign {
     fn from_f64(value: f64) -> Self;
+    fn from_i16(value: i16) -> Self;
     fn is_nan(self) -> bool;
     /// A row's predictions, from its margins, which are overwritten.
     fn predict(link: Link, after: &[After], margins: &mut [Self], predictions: &mut [Self]);
@@ -253,6 +262,9 @@ pub(super) trait Sum: Value + Add<Output = Self> + Mul<Output = Self> + Div<Outp
 impl Sum for f32 {
     fn from_f64(value: f64) -> Self {
         value.to_f32()
+    }
+    fn from_i16(value: i16) -> Self {
+        Self::from(value)
     }
     fn is_nan(self) -> bool {
         self.is_nan()
@@ -268,6 +280,9 @@ impl Sum for f32 {
 impl Sum for f64 {
     fn from_f64(value: f64) -> Self {
         value
+    }
+    fn from_i16(value: i16) -> Self {
+        Self::from(value)
     }
     fn is_nan(self) -> bool {
         self.is_nan()

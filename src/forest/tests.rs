@@ -401,12 +401,49 @@ fn check_against_naive(parts: &ForestParts, rows: &[f64]) -> Result<(), TestCase
     Ok(())
 }
 
+/// How far quantized leaves may move each margin: half a step of each tree's scale, and the rounding of sums.
+fn leaf_steps(parts: &ForestParts) -> Vec<f64> {
+    let mut steps = vec![0.0; parts.outputs as usize];
+    let Body::Trees(trees) = &parts.body else { return steps };
+    for tree in trees {
+        let greatest = |values: &[f64]| values.iter().fold(0.0_f64, |max, x| max.max(x.abs())) * tree.weight.abs();
+        match &tree.leaves {
+            Leaves::Scalar(values) => steps[tree.output as usize] += greatest(values),
+            Leaves::Vector(values) => steps.iter_mut().for_each(|step| *step += greatest(values)),
+            Leaves::Linear(_) => {}
+        }
+    }
+    let slack = if parts.sum_type == F32 { 1e-6 } else { 1e-12 };
+    let base = parts.base.iter().map(|base| base.abs());
+    steps.iter().zip(base).map(|(step, base)| step * (0.5 / 32_767.0 * 1.001 + slack) + base * slack).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn decides_and_sums_as_the_plain_walker(parts in parts(), rows in prop::collection::vec(value(), 8..700)) {
         check_against_naive(&parts, &rows)?;
+    }
+
+    #[test]
+    fn quantized_leaves_move_a_margin_by_no_more_than_their_steps(
+        parts in parts(), rows in prop::collection::vec(value(), 8..200),
+    ) {
+        let features = parts.features as usize;
+        let count = rows.len() / features;
+        let rows = Values::F64(&rows[..count * features]);
+        let forest = parts.clone().check().expect("well formed");
+        let (whole, quantized) = (forest.compile(F64), forest.compile_quantized(F64));
+        let is_scaled = matches!(&parts.body, Body::Trees(_));
+        prop_assert_eq!(quantized.is_quantized(), is_scaled);
+        let steps = leaf_steps(&parts);
+        let (own, moved) = (scored(&whole, rows, count), scored(&quantized, rows, count));
+        for (place, (own, moved)) in own.iter().zip(&moved).enumerate() {
+            let step = steps[place % steps.len()];
+            let near = (own - moved).abs() <= step || own.to_bits() == moved.to_bits() || (own.is_nan() && moved.is_nan());
+            prop_assert!(near, "{} {} {}", own, moved, step);
+        }
     }
 
     #[test]

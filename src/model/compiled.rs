@@ -27,8 +27,13 @@ pub(super) fn format(model_type: ModelType) -> Option<Format> {
 }
 
 impl CompiledModel {
-    /// Reads, checks and compiles the file.
-    pub(super) fn parse(file: &ModelBytes, model_type: ModelType, format: Format) -> Result<Self, ModelError> {
+    /// Reads, checks and compiles the file; `quantize` keeps leaves in 16 bits.
+    pub(super) fn parse(
+        file: &ModelBytes,
+        model_type: ModelType,
+        format: Format,
+        quantize: bool,
+    ) -> Result<Self, ModelError> {
         let read = read::read(format, &file.bytes).map_err(|error| {
             let remedy = match format {
                 Format::Onnx | Format::Treelite | Format::Saved => "",
@@ -36,23 +41,30 @@ impl CompiledModel {
             };
             ModelError::refused(file.name(), format!("the compiled forest cannot read it: {error}{remedy}"))
         })?;
-        Ok(Self::of(&read, model_type))
+        Ok(Self::of(&read, model_type, quantize))
     }
 
     /// Compiles what was read.
-    pub(super) fn of(read: &ModelFile, model_type: ModelType) -> Self {
+    pub(super) fn of(read: &ModelFile, model_type: ModelType, quantize: bool) -> Self {
         let (float, row_type) = match read.forest.parts().row_type {
             Float::F32 if !read.takes_f64 => (Float::F32, RowType::F32),
             _ => (Float::F64, RowType::F64),
         };
-        let compiled = read.forest.compile(float);
+        let forest = &read.forest;
+        let compiled = if quantize { forest.compile_quantized(float) } else { forest.compile(float) };
+        let mut details = details(read, &compiled);
+        if quantize {
+            let leaves =
+                if compiled.is_quantized() { "16 bits, a scale a tree" } else { "as they are: no finite tree leaves" };
+            details.push(("leaves kept in".to_owned(), leaves.to_owned()));
+        }
         let schema = ModelSchema {
             model_type,
             feature_names: feature_names(&read.feature_names, compiled.features()),
             kinds: FeatureKinds::default(),
             row_type,
             outputs: compiled.predictions(),
-            details: details(read, &compiled),
+            details,
         };
         Self { forest: Arc::new(compiled), schema }
     }
@@ -149,6 +161,32 @@ mod tests {
         let error = load(&file("m.txt", text.as_bytes()), &LoadOptions::default()).err().unwrap().to_string();
         assert!(error.starts_with("model m.txt: the compiled forest cannot read it: line "), "{error}");
         assert!(error.contains("magic") && error.contains("`compile_model = false`"), "{error}");
+    }
+
+    #[test]
+    fn quantized_leaves_take_less_and_move_scores_a_little() {
+        let bytes = std::fs::read("tests/data/higgs/higgs.model.txt").unwrap();
+        let load = |quantize| {
+            let options = LoadOptions { quantize, ..LoadOptions::default() };
+            load(&file("higgs.model.txt", &bytes), &options).unwrap()
+        };
+        let (whole, quantized) = (load(false), load(true));
+        let detail = |model: &dyn Model, wanted: &str| {
+            model.schema().details.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone())
+        };
+        let size = |model: &dyn Model| detail(model, "compiled bytes").unwrap().parse::<u64>().unwrap();
+        assert!(size(quantized.as_ref()) * 10 < size(whole.as_ref()) * 7, "16 bytes a node become 10");
+        assert_eq!(detail(quantized.as_ref(), "leaves kept in").as_deref(), Some("16 bits, a scale a tree"));
+        assert_eq!(detail(whole.as_ref(), "leaves kept in"), None);
+        let rows: Vec<f64> = (0..28 * 300).map(|place| f64::from(place * 37 % 101) / 25.0 - 1.0).collect();
+        let score = |model: &dyn Model| {
+            let mut scores = vec![f64::NAN; 300];
+            model.scorer().unwrap().score(Rows::numbers(Values::F64(&rows), 28), &mut scores).unwrap();
+            scores
+        };
+        let (own, moved) = (score(whole.as_ref()), score(quantized.as_ref()));
+        let most = own.iter().zip(&moved).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(most > 0.0 && most < 1e-4, "{most}");
     }
 
     #[test]

@@ -118,10 +118,7 @@ pub(super) fn load_bare(file: &ModelBytes, options: &LoadOptions) -> Result<Box<
     let format = if is_saved { Some(Format::Saved) } else { compiled::format(model_type) };
     match format.filter(|_| compiles) {
         Some(Format::Onnx) => load_onnx(file, options),
-        Some(format) => {
-            refuse_quantized(file, options)?;
-            Ok(Box::new(CompiledModel::parse(file, model_type, format)?))
-        }
+        Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format, options.quantize)?)),
         None => load_library(file, model_type, options),
     }
 }
@@ -131,7 +128,7 @@ fn refuse_quantized(file: &ModelBytes, options: &LoadOptions) -> Result<(), Mode
     if !options.quantize {
         return Ok(());
     }
-    let reason = "of this version's models only ONNX graphs that ONNX Runtime scores can be stored in fewer bits; take \
+    let reason = "what scores it here does not store numbers in fewer bits: the compiled forest and ONNX Runtime do; take \
                   `enable_model_quantization` (--quantize) out";
     Err(ModelError::refused(file.name(), reason))
 }
@@ -148,10 +145,7 @@ fn load_onnx(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>,
         }
     });
     match read {
-        Ok(read) => {
-            refuse_quantized(file, options)?;
-            Ok(Box::new(CompiledModel::of(&read, ModelType::Onnx)))
-        }
+        Ok(read) => Ok(Box::new(CompiledModel::of(&read, ModelType::Onnx, options.quantize))),
         #[cfg(feature = "onnx")]
         Err(reason) => {
             let mut model = super::onnx::OnnxModel::parse(file, options)?;

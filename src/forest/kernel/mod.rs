@@ -27,7 +27,7 @@ pub(super) enum Kernel<S> {
 pub(super) struct Program<N, S> {
     nodes: Vec<N>,
     /// A leaf's value at its node's place.
-    values: Vec<S>,
+    values: LeafValues<S>,
     trees: Vec<TreeHead>,
     /// The trees by groups that one row walks together.
     bundles: Vec<scalar::Bundle>,
@@ -41,10 +41,18 @@ pub(super) struct Program<N, S> {
     columns: usize,
 }
 
+/// One a node; what splits have there is not looked at.
+#[derive(Clone, Debug)]
+pub(super) enum LeafValues<S> {
+    /// As they are.
+    Full(Vec<S>),
+    /// In 16 bits: a leaf adds its number times its tree's scale.
+    Scaled { values: Vec<i16>, scales: Vec<S> },
+}
+
 /// What leaves add.
 pub(super) struct LeafParts<S> {
-    /// One a node.
-    pub(super) values: Vec<S>,
+    pub(super) values: LeafValues<S>,
     /// One a tree, or none at all.
     pub(super) special: Vec<Special<S>>,
     pub(super) outputs: usize,
@@ -57,6 +65,8 @@ pub(super) enum Special<S> {
     Scalar,
     /// `outputs` values a leaf.
     Vector(Vec<S>),
+    /// The same in 16 bits, times the scale.
+    ScaledVector(Vec<i16>, S),
     /// A linear model a leaf.
     Linear { leaves: LinearLeaves, weight: S },
 }
@@ -89,6 +99,15 @@ impl<S: Sum> Kernel<S> {
         }
     }
 
+    /// Whether some leaves are kept in 16 bits.
+    pub(super) fn is_quantized(&self) -> bool {
+        match self {
+            Self::Narrow(program) => program.is_quantized(),
+            Self::Wide(program) => program.is_quantized(),
+            Self::Linear(_) => false,
+        }
+    }
+
     /// Bytes that scoring reads.
     pub(super) fn bytes(&self) -> usize {
         match self {
@@ -101,7 +120,22 @@ impl<S: Sum> Kernel<S> {
 
 impl<N, S> Program<N, S> {
     fn bytes(&self) -> usize {
-        size_of_val(&self.nodes[..]) + size_of_val(&self.values[..]) + size_of_val(&self.sets.words[..])
+        let values = match &self.values {
+            LeafValues::Full(values) => size_of_val(&values[..]),
+            LeafValues::Scaled { values, scales } => size_of_val(&values[..]) + size_of_val(&scales[..]),
+        };
+        let vectors = self.special.iter().map(|special| match special {
+            Special::Vector(values) => size_of_val(&values[..]),
+            Special::ScaledVector(values, _) => size_of_val(&values[..]),
+            Special::Scalar | Special::Linear { .. } => 0,
+        });
+        size_of_val(&self.nodes[..]) + values + vectors.sum::<usize>() + size_of_val(&self.sets.words[..])
+    }
+
+    /// Whether some leaves are kept in 16 bits.
+    fn is_quantized(&self) -> bool {
+        let is_scaled = |special: &Special<S>| matches!(special, Special::ScaledVector(..));
+        matches!(self.values, LeafValues::Scaled { .. }) || self.special.iter().any(is_scaled)
     }
 }
 

@@ -4,7 +4,7 @@
 //! A walk that has reached its leaf steps on the spot, which spares a branch that no CPU can predict.
 
 use super::node::{Node, Sets};
-use super::{LeafParts, Program, Rows, Special, TreeHead};
+use super::{LeafParts, LeafValues, Program, Rows, Special, TreeHead};
 use crate::forest::column::{STRIDE, Value};
 use crate::forest::score::{Scratch, Sum};
 
@@ -83,7 +83,15 @@ impl<N: Node, S: Sum> Program<N, S> {
                 // SAFETY: roots are places, and a group has `self.columns` columns of `LANES`, the last all -infinity.
                 let ends = unsafe { self.walk(starts, tree.depth, columns, |lane| lane) };
                 if self.special.is_empty() && self.outputs == 1 {
-                    sums.iter_mut().zip(ends).for_each(|(sum, end)| *sum += self.values[end]);
+                    match &self.values {
+                        LeafValues::Full(values) => {
+                            sums.iter_mut().zip(ends).for_each(|(sum, end)| *sum += values[end]);
+                        }
+                        LeafValues::Scaled { values, scales } => {
+                            let scale = scales[index];
+                            sums.iter_mut().zip(ends).for_each(|(sum, end)| *sum += S::from_i16(values[end]) * scale);
+                        }
+                    }
                     continue;
                 }
                 for ((lane, end), sums) in ends.into_iter().enumerate().zip(sums.chunks_exact_mut(self.outputs)) {
@@ -104,8 +112,17 @@ impl<N: Node, S: Sum> Program<N, S> {
             // SAFETY: as for a group; every lane reads the first row.
             let ends = unsafe { self.walk(starts, bundle.depth, columns, |_| 0) };
             if self.special.is_empty() {
-                for (tree, end) in trees.iter().zip(ends) {
-                    sums[tree.output as usize] += self.values[end];
+                match &self.values {
+                    LeafValues::Full(values) => {
+                        for (tree, end) in trees.iter().zip(ends) {
+                            sums[tree.output as usize] += values[end];
+                        }
+                    }
+                    LeafValues::Scaled { values, scales } => {
+                        for ((tree, end), &scale) in trees.iter().zip(ends).zip(&scales[index * LANES..]) {
+                            sums[tree.output as usize] += S::from_i16(values[end]) * scale;
+                        }
+                    }
                 }
                 continue;
             }
@@ -164,7 +181,16 @@ impl<N: Node, S: Sum> Program<N, S> {
         let output = self.trees[tree].output as usize;
         let leaf = self.nodes[end].leaf();
         match self.special.get(tree) {
-            None | Some(Special::Scalar) => sums[output] += self.values[end],
+            None | Some(Special::Scalar) => {
+                sums[output] += match &self.values {
+                    LeafValues::Full(values) => values[end],
+                    LeafValues::Scaled { values, scales } => S::from_i16(values[end]) * scales[tree],
+                };
+            }
+            Some(Special::ScaledVector(values, scale)) => {
+                let values = &values[leaf * self.outputs..][..self.outputs];
+                sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += S::from_i16(value) * *scale);
+            }
             Some(Special::Vector(values)) => {
                 let values = &values[leaf * self.outputs..][..self.outputs];
                 sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += value);
