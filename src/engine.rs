@@ -27,7 +27,7 @@ use crate::placement::{Pin, Plan};
 use crate::record::{
     Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, Work,
 };
-use crate::score::{Closed, JournalFile, PartitionKey, Pools, ResultCache, Scheduler, Serving, Submitter, SubmitterId};
+use crate::score::{Closed, FeatureCache, JournalFile, PartitionKey, Pools, ResultCache, Scheduler, Serving, Submitter, SubmitterId};
 
 /// Settings of an engine. The defaults are the seed's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub struct InferenceEngineConfig {
     pub enable_request_deduplication: bool,
     /// How long and how many scores are kept for that. Default 60 s and 64 MiB, whatever scoring costs.
     pub cache: CachePolicy,
+    /// Most bytes of preprocessed rows that are kept for the next request with the same raw rows; `None` keeps none.
+    pub feature_cache_bytes: Option<NonZeroUsize>,
     /// Where the records that native models score are named, so that one that ends the process is known afterwards: those
     /// of submitters that know their [`PartitionKey`]s. It is opened with the first such model. Default none.
     pub journal: Option<JournalFile>,
@@ -70,6 +72,7 @@ impl Default for InferenceEngineConfig {
             queue_delay_max: Duration::ZERO,
             enable_request_deduplication: true,
             cache: CachePolicy::default(),
+            feature_cache_bytes: None,
             journal: None,
         }
     }
@@ -211,7 +214,9 @@ impl InferenceEngine {
     pub fn with_metrics(config: InferenceEngineConfig, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
         let plan = Arc::new(Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?);
         let cache = config.enable_request_deduplication.then(|| ResultCache::new(config.cache)).transpose()?;
-        let scheduler = Arc::new(Scheduler::new(Pools::new(&plan, config.huge_pages), cache, Arc::clone(&metrics)));
+        let features = config.feature_cache_bytes.map(|bytes| FeatureCache::new(bytes, Arc::clone(&metrics)));
+        let pools = Pools::new(&plan, config.huge_pages, features.transpose()?.map(Arc::new));
+        let scheduler = Arc::new(Scheduler::new(pools, cache, Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);
         let threads = Mutex::new(scheduler.start(&plan)?);

@@ -259,10 +259,11 @@ fn engine_config(config: &Config) -> InferenceEngineConfig {
         config::Journal::Auto => Some(JournalFile::auto(&config.kafka.group, &config.instance, largest)),
         config::Journal::At(path) => Some(JournalFile { path: path.clone(), batch_size_max: largest }),
     };
-    let config::Cache { mode, bytes_max, ttl } = config.cache;
+    let config::Cache { mode, bytes_max, ttl, features, features_bytes_max } = config.cache;
     InferenceEngineConfig {
         enable_request_deduplication: mode != config::CacheMode::Off,
         cache: CachePolicy { auto: mode == config::CacheMode::Auto, bytes_max, ttl },
+        feature_cache_bytes: (features == config::Switch::On).then_some(features_bytes_max),
         journal,
         num_threads: config.engine.num_threads.map_or(0, |threads| threads.get() as usize),
         pin: config.engine.pin.clone(),

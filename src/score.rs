@@ -17,6 +17,7 @@ mod failpoints;
 mod journal;
 mod lookup;
 mod matrix;
+mod prepared;
 mod serving;
 mod shadow;
 
@@ -43,6 +44,7 @@ use self::lookup::Admitted;
 use self::lookup::Leads;
 pub(crate) use self::lookup::ResultCache;
 pub(crate) use self::matrix::Pools;
+pub(crate) use self::prepared::FeatureCache;
 pub(crate) use self::serving::{Candidate, InService, Serving};
 pub use self::serving::{Trial, TrialMode};
 use self::shadow::ShadowRun;

@@ -309,6 +309,8 @@ impl Check<'_> {
             mode: raw.mode,
             bytes_max: self.bytes("cache.bytes_max", &raw.bytes_max, &CACHE_BYTES),
             ttl: self.duration("cache.ttl", &raw.ttl, &CACHE_TTL),
+            features: raw.features,
+            features_bytes_max: self.bytes("cache.features_bytes_max", &raw.features_bytes_max, &CACHE_BYTES),
         }
     }
 

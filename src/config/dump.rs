@@ -27,6 +27,8 @@ pub fn dump(config: &Config) -> String {
             mode: config.cache.mode,
             bytes_max: bytes(config.cache.bytes_max.get()),
             ttl: duration(config.cache.ttl),
+            features: config.cache.features,
+            features_bytes_max: bytes(config.cache.features_bytes_max.get()),
         },
         admin: RawAdmin {
             listen: config.admin.listen.to_string(),

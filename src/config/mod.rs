@@ -54,7 +54,7 @@ pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
 pub use values::{
     CacheMode, DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, OnBadPosition, Ordering, Rebalance, Reload,
-    ReplyMetadata, StartPosition,
+    ReplyMetadata, StartPosition, Switch,
 };
 
 /// A whole worker.toml, validated.
@@ -232,6 +232,10 @@ pub struct Cache {
     pub bytes_max: NonZeroUsize,
     /// How long a result is good for.
     pub ttl: Duration,
+    /// Whether preprocessed rows are kept.
+    pub features: Switch,
+    /// Most bytes that those may take.
+    pub features_bytes_max: NonZeroUsize,
 }
 
 /// The admin port.

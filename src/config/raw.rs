@@ -17,7 +17,7 @@ use super::python::RawPython;
 use super::values::{
     BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
     OnBadPosition, Ordering, PinMode, RawClientValue, RawCompile, RawPin, Rebalance, Reload, ReplyMetadata,
-    StartPosition,
+    StartPosition, Switch,
 };
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 use crate::score::TrialMode;
@@ -357,6 +357,11 @@ pub(super) struct RawCache {
     pub(super) bytes_max: BytesText,
     /// How long a result is good for. Default 60 s, 1 ms to 24 h.
     pub(super) ttl: DurationText,
+    /// Whether preprocessed rows are kept for requests with the same raw rows, of any model with equal steps. It pays where
+    /// steps are many and rows repeat. Default "off".
+    pub(super) features: Switch,
+    /// Most bytes that preprocessed rows may take. Default 64 MiB, 1 KiB to 64 GiB.
+    pub(super) features_bytes_max: BytesText,
 }
 
 /// `[admin]`.
@@ -483,7 +488,13 @@ impl Default for RawEngine {
 
 impl Default for RawCache {
     fn default() -> Self {
-        Self { mode: CacheMode::default(), bytes_max: bytes("64MiB"), ttl: duration("60s") }
+        Self {
+            mode: CacheMode::default(),
+            bytes_max: bytes("64MiB"),
+            ttl: duration("60s"),
+            features: Switch::default(),
+            features_bytes_max: bytes("64MiB"),
+        }
     }
 }
 

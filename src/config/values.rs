@@ -91,6 +91,17 @@ pub enum ReplyMetadata {
     Full,
 }
 
+/// On or off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// It is not done.
+    #[default]
+    Off,
+    /// It is done.
+    On,
+}
+
 /// When a request is looked up in the result cache before it is scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

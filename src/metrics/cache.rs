@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Maker;
 use crate::cache::Tally;
 
-/// The result cache, counted.
+/// A cache, counted: that of results, or that of preprocessed rows.
 #[derive(Debug)]
 pub struct CacheMetrics {
     /// Requests answered from it.
@@ -25,15 +25,8 @@ pub struct CacheMetrics {
 
 impl CacheMetrics {
     pub(super) fn new(make: &Maker<'_>) -> Self {
-        let evicted = make.counters(
-            "forebay_cache_evicted_total",
-            "Results dropped for want of room (size) or when their time to live had passed (ttl)",
-            &["reason"],
-        );
-        for reason in ["size", "ttl"] {
-            // So that both are there, at 0, before the first.
-            let _ = evicted.with_label_values(&[reason]);
-        }
+        let help = "Results dropped for want of room (size) or when their time to live had passed (ttl)";
+        let evicted = evictions(make, "forebay_cache_evicted_total", help);
         Self {
             hits: make.counter("forebay_cache_hits_total", "Requests answered from the result cache"),
             misses: make.counter("forebay_cache_misses_total", "Requests looked up in the result cache and scored"),
@@ -44,6 +37,20 @@ impl CacheMetrics {
             evicted,
             bytes: make.gauge("forebay_cache_bytes", "Bytes that the result cache takes"),
             entries: make.gauge("forebay_cache_entries", "Results in the cache"),
+        }
+    }
+
+    /// The same of the feature cache, in which nothing is joined.
+    pub(super) fn of_features(make: &Maker<'_>) -> Self {
+        let (name, help) = ("forebay_feature_cache_evicted_total", "Preprocessed rows dropped for want of room (size)");
+        let none = IntCounter::new("forebay_feature_cache_joined_total", "Never shown").expect("a name");
+        Self {
+            hits: make.counter("forebay_feature_cache_hits_total", "Requests whose preprocessed rows were in the cache"),
+            misses: make.counter("forebay_feature_cache_misses_total", "Requests looked up there and preprocessed"),
+            joined: none,
+            evicted: evictions(make, name, help),
+            bytes: make.gauge("forebay_feature_cache_bytes", "Bytes that the feature cache takes"),
+            entries: make.gauge("forebay_feature_cache_entries", "Requests whose preprocessed rows it holds"),
         }
     }
 
@@ -71,7 +78,16 @@ impl CacheMetrics {
     }
 }
 
-/// The result cache in short.
+fn evictions(make: &Maker<'_>, name: &str, help: &str) -> IntCounterVec {
+    let evicted = make.counters(name, help, &["reason"]);
+    for reason in ["size", "ttl"] {
+        // So that both are there, at 0, before the first.
+        let _ = evicted.with_label_values(&[reason]);
+    }
+    evicted
+}
+
+/// A cache in short.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheStats {
     /// Requests answered from it.

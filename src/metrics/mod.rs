@@ -85,6 +85,8 @@ pub struct Metrics {
     model_changes: IntCounterVec,
     /// The result cache.
     pub cache: CacheMetrics,
+    /// The feature cache.
+    pub feature_cache: CacheMetrics,
     /// How far the partitions are behind.
     pub lags: Lags,
     /// How late a thread runs that should.
@@ -233,6 +235,7 @@ impl Metrics {
                 &["model", "outcome"],
             ),
             cache: CacheMetrics::new(&make),
+            feature_cache: CacheMetrics::of_features(&make),
             lags: Lags::default(),
             pauses: Pauses::new(),
             models: RwLock::default(),

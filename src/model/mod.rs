@@ -367,6 +367,14 @@ pub trait Scorer: Send {
         &[]
     }
 
+    /// Scores rows that have been through the model's [`Model::preprocessor`] already.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    fn score_prepared(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
+        self.score(rows, scores)
+    }
+
     /// Scores every row: `scores` has `rows.count() * schema.outputs` places, row-major, and all are written.
     ///
     /// # Errors
@@ -448,8 +456,8 @@ impl LoadedModel {
 
     /// The steps that are before it, if there are some.
     #[must_use]
-    pub fn preprocessor(&self) -> Option<&Preprocessor> {
-        self.preprocessor.as_deref()
+    pub fn preprocessor(&self) -> Option<&Arc<Preprocessor>> {
+        self.preprocessor.as_ref()
     }
 
     /// The name that requests and routes use.

@@ -122,6 +122,7 @@ pub struct Preprocessor {
     inner_text_columns: Vec<usize>,
     inner_is_f32: bool,
     words: Vec<String>,
+    digest: [u8; 32],
 }
 
 impl Preprocessor {
@@ -202,7 +203,9 @@ impl Preprocessor {
         });
         let passed_texts = passed_texts.collect();
         let inner_is_f32 = schema.row_type == RowType::F32;
-        Ok(Self { ops, names, kinds, target, passed_texts, inner_text_columns, inner_is_f32, words })
+        let subject = format!("{steps:?} {own:?} {:?} {:?}", schema.kinds, schema.row_type);
+        let digest = *blake3::hash(subject.as_bytes()).as_bytes();
+        Ok(Self { ops, names, kinds, target, passed_texts, inner_text_columns, inner_is_f32, words, digest })
     }
 
     /// The features of a record, in its order.
@@ -221,6 +224,33 @@ impl Preprocessor {
     #[must_use]
     pub fn words(&self) -> &[String] {
         &self.words
+    }
+
+    /// The float type that the model takes.
+    #[must_use]
+    pub fn row_type(&self) -> RowType {
+        if self.inner_is_f32 { RowType::F32 } else { RowType::F64 }
+    }
+
+    /// Texts of a row that the model itself takes.
+    #[must_use]
+    pub fn text_width(&self) -> usize {
+        self.inner_text_columns.len()
+    }
+
+    /// Stands for the steps and the features that they are done to: where it is equal, so are results.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// The texts of rows that the model itself takes.
+    pub fn pass_texts<'t>(&self, texts: &[Option<&'t str>], out: &mut Vec<Option<&'t str>>) {
+        out.clear();
+        let text_width = self.kinds.text_columns().len();
+        for own in texts.chunks_exact(text_width.max(1)) {
+            out.extend(self.passed_texts.iter().map(|&place| own[place]));
+        }
     }
 
     /// Whether a record's rows can be preprocessed. `texts` has a cell for each text column of each row.
@@ -258,7 +288,7 @@ impl Preprocessor {
         let (width, text_width) = (self.names.len(), self.kinds.text_columns().len());
         out.clear();
         out.resize(values.len(), f64::NAN);
-        out_texts.clear();
+        self.pass_texts(texts, out_texts);
         for (row, (values, out)) in values.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
             let own_texts = &texts[row * text_width..(row + 1) * text_width];
             let mut next_text = own_texts.iter();
@@ -266,7 +296,6 @@ impl Preprocessor {
                 let text = self.is_text(column).then(|| next_text.next().copied().flatten()).flatten();
                 out[self.target[column]] = run(ops, *value, text).unwrap_or(f64::NAN);
             }
-            out_texts.extend(self.passed_texts.iter().map(|&place| own_texts[place]));
         }
         debug_assert_eq!(out_texts.len(), self.inner_text_columns.len() * values.len() / width.max(1));
     }

@@ -84,6 +84,10 @@ impl Scorer for PreprocessedScorer {
         self.steps.words()
     }
 
+    fn score_prepared(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
+        self.inner.score(rows, scores)
+    }
+
     fn score(&mut self, rows: Rows<'_>, scores: &mut [f64]) -> Result<(), ScoreError> {
         let mut texts = Vec::new();
         self.steps.apply(rows.as_f64()?, rows.texts, &mut self.values, &mut texts);

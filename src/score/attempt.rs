@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::Queued;
 #[cfg(feature = "failpoints")]
 use super::failpoints;
-use super::matrix::{Matrix, NodePools};
+use super::matrix::{Form, Matrix, NodePools};
 use crate::batch::Entry;
 use crate::model::{LoadedModel, ModelSchema, Rows, ScoreError, Scorer};
 use crate::record::{ErrorCode, Reject, Texts};
@@ -51,23 +51,15 @@ pub(super) fn lay_out<'b>(
         Ok(rows - entry.rows as usize)
     });
     let mut outcomes: Outcomes = outcomes.collect();
-    let mut matrix = Matrix::new(pools, schema, rows);
+    let mut matrix = Matrix::new(pools, Form::of(model), rows);
     for (entry, outcome) in batch.iter().zip(&mut outcomes) {
         if let Ok(first) = outcome
-            && let Err(reject) =
-                preprocessable(entry, model).and_then(|()| matrix.put(*first, features_of(entry), texts_of(entry)))
+            && let Err(reject) = matrix.put(*first, features_of(entry), texts_of(entry))
         {
             *outcome = Err(reject);
         }
     }
     (matrix, outcomes)
-}
-
-/// Whether the steps before a model can take a request.
-fn preprocessable(entry: &Entry<Queued>, model: &LoadedModel) -> Result<(), Reject> {
-    let Some(steps) = model.preprocessor() else { return Ok(()) };
-    let texts: Vec<Option<&str>> = texts_of(entry).iter().collect();
-    steps.check(features_of(entry), &texts).map_err(|unfit| Reject::bad_request(unfit.to_string()))
 }
 
 /// Scores a batch. Returns the places of the requests that failed transiently and may be tried again, in order; their
@@ -97,7 +89,7 @@ pub(super) fn score_caught(
         fail::fail_point!("score::batch", |message| Err(ScoreError::Failed(message.unwrap_or_default())));
         #[cfg(feature = "failpoints")]
         failpoints::fail_transiently(batch)?;
-        scorer.score(rows, scores)
+        scorer.score_prepared(rows, scores)
     }));
     caught.unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<&str>().map(ToString::to_string);

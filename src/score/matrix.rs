@@ -1,11 +1,13 @@
 //! A batch's rows in one pooled buffer, in the float type of the model's own library; and their texts, where they are.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::prepared::{FeatureCache, Lookups};
 use crate::batch::{MemoryPool, PooledBuffer};
 use crate::metrics::MemoryPoolSnapshot;
 use crate::model::validate::narrow;
-use crate::model::{ModelSchema, RowType, Rows, Values};
+use crate::model::{LoadedModel, ModelSchema, Preprocessor, RowType, Rows, Values};
 use crate::placement::Plan;
 use crate::placement::memory::MemoryPolicy;
 use crate::record::{Reject, Texts};
@@ -26,15 +28,18 @@ pub(crate) struct Pools {
 #[derive(Debug)]
 pub(super) struct NodePools {
     node: Option<u32>,
+    /// All nodes share one.
+    features: Option<Arc<FeatureCache>>,
     f32: MemoryPool<f32>,
     f64: MemoryPool<f64>,
 }
 
 impl Pools {
-    pub(crate) fn new(plan: &Plan, huge_pages: bool) -> Self {
+    /// `features` keeps preprocessed rows.
+    pub(crate) fn new(plan: &Plan, huge_pages: bool, features: Option<Arc<FeatureCache>>) -> Self {
         let nodes = plan.nodes.iter().map(|node| Some(node.os_index));
         let nodes = if plan.nodes.is_empty() { vec![None] } else { nodes.collect() };
-        let pools = nodes.into_iter().map(|node| NodePools::new(MemoryPolicy { node, huge_pages }));
+        let pools = nodes.into_iter().map(|node| NodePools::new(MemoryPolicy { node, huge_pages }, features.clone()));
         Self {
             nodes: pools.collect(),
             of_thread: plan.places.iter().map(|place| place.node.unwrap_or_default()).collect(),
@@ -61,9 +66,10 @@ impl Pools {
 }
 
 impl NodePools {
-    fn new(policy: MemoryPolicy) -> Self {
+    fn new(policy: MemoryPolicy, features: Option<Arc<FeatureCache>>) -> Self {
         Self {
             node: policy.node,
+            features,
             f32: MemoryPool::with_source(IDLE_BYTES_MAX, policy.source()),
             f64: MemoryPool::with_source(IDLE_BYTES_MAX, policy.source()),
         }
@@ -78,6 +84,65 @@ pub(super) struct Matrix<'b> {
     texts: Vec<Option<&'b str>>,
     /// Text columns.
     text_width: usize,
+    preparing: Option<Preparing<'b>>,
+}
+
+/// What a batch's rows take and how they become it.
+#[derive(Clone, Copy)]
+pub(super) struct Form<'m> {
+    schema: &'m ModelSchema,
+    preprocessor: Option<&'m Arc<Preprocessor>>,
+}
+
+impl<'m> Form<'m> {
+    /// A model's.
+    pub(super) fn of(model: &'m LoadedModel) -> Self {
+        Self { schema: model.schema(), preprocessor: model.preprocessor() }
+    }
+}
+
+/// A request's rows on their way through the preprocessing.
+struct Preparing<'b> {
+    preprocessor: Arc<Preprocessor>,
+    cells: Vec<Option<&'b str>>,
+    values: Vec<f64>,
+    texts: Vec<Option<&'b str>>,
+    lookups: Option<Lookups>,
+}
+
+impl<'b> Preparing<'b> {
+    fn new(preprocessor: &Arc<Preprocessor>, features: Option<&Arc<FeatureCache>>) -> Self {
+        Self {
+            preprocessor: Arc::clone(preprocessor),
+            cells: Vec::new(),
+            values: Vec::new(),
+            texts: Vec::new(),
+            lookups: features.map(|features| Lookups::new(features, preprocessor)),
+        }
+    }
+
+    /// The request's rows as the model takes them, in `values` and `texts`.
+    fn prepare(&mut self, features: &[f64], texts: Texts<'b>) -> Result<(), Reject> {
+        self.cells.clear();
+        self.cells.extend(texts.iter());
+        self.values.clear();
+        self.values.resize(features.len(), 0.0);
+        let key = match self.lookups.as_mut().map(|lookups| lookups.find(features, texts, &mut self.values)) {
+            Some(Ok(())) => {
+                self.preprocessor.pass_texts(&self.cells, &mut self.texts);
+                return Ok(());
+            }
+            Some(Err(key)) => Some(key),
+            None => None,
+        };
+        let unfit = self.preprocessor.check(features, &self.cells);
+        unfit.map_err(|unfit| Reject::bad_request(unfit.to_string()))?;
+        self.preprocessor.apply(features, &self.cells, &mut self.values, &mut self.texts);
+        if let (Some(lookups), Some(key)) = (&mut self.lookups, key) {
+            lookups.keep(key, &self.values);
+        }
+        Ok(())
+    }
 }
 
 enum Buffer {
@@ -86,13 +151,19 @@ enum Buffer {
 }
 
 impl<'b> Matrix<'b> {
-    pub(super) fn new(pools: &NodePools, schema: &ModelSchema, count: usize) -> Self {
-        let (width, text_width) = (schema.width(), schema.kinds.text_columns().len());
-        let values = match schema.row_type {
+    pub(super) fn new(pools: &NodePools, form: Form<'_>, count: usize) -> Self {
+        let Form { schema, preprocessor } = form;
+        let width = schema.width();
+        let (text_width, row_type) = match preprocessor {
+            Some(preprocessor) => (preprocessor.text_width(), preprocessor.row_type()),
+            None => (schema.kinds.text_columns().len(), schema.row_type),
+        };
+        let preparing = preprocessor.map(|preprocessor| Preparing::new(preprocessor, pools.features.as_ref()));
+        let values = match row_type {
             RowType::F32 => Buffer::F32(pools.f32.get_buffer(count * width)),
             RowType::F64 => Buffer::F64(pools.f64.get_buffer(count * width)),
         };
-        Self { values, width, count, texts: vec![None; count * text_width], text_width }
+        Self { values, width, count, texts: vec![None; count * text_width], text_width, preparing }
     }
 
     /// Number of rows.
@@ -100,10 +171,25 @@ impl<'b> Matrix<'b> {
         self.count
     }
 
-    /// Copies a request's features from its first row on. A number that only f64 can hold would be infinite for an f32
-    /// model, so it is refused.
+    /// Puts a request's rows from its first row on, preprocessed where the model has such steps. A value that they cannot
+    /// be done to is refused, and a number that only f64 can hold, which would be infinite for an f32 model.
     pub(super) fn put(&mut self, first: usize, features: &[f64], texts: Texts<'b>) -> Result<(), Reject> {
-        for (place, text) in self.texts[first * self.text_width..].iter_mut().zip(texts.iter()) {
+        let Some(mut preparing) = self.preparing.take() else {
+            return self.copy(first, features, texts.iter());
+        };
+        let prepared = preparing.prepare(features, texts);
+        let put = prepared.and_then(|()| self.copy(first, &preparing.values, preparing.texts.iter().copied()));
+        self.preparing = Some(preparing);
+        put
+    }
+
+    fn copy(
+        &mut self,
+        first: usize,
+        features: &[f64],
+        texts: impl Iterator<Item = Option<&'b str>>,
+    ) -> Result<(), Reject> {
+        for (place, text) in self.texts[first * self.text_width..].iter_mut().zip(texts) {
             *place = text;
         }
         let places = first * self.width..first * self.width + features.len();
@@ -156,22 +242,26 @@ mod tests {
         }
     }
 
+    fn form(schema: &ModelSchema) -> Form<'_> {
+        Form { schema, preprocessor: None }
+    }
+
     #[test]
     fn a_number_that_f32_cannot_hold_is_refused_by_its_place() {
-        let pools = NodePools::new(MemoryPolicy { node: None, huge_pages: false });
-        let mut matrix = Matrix::new(&pools, &schema(RowType::F32, 2), 2);
+        let pools = NodePools::new(MemoryPolicy { node: None, huge_pages: false }, None);
+        let mut matrix = Matrix::new(&pools, form(&schema(RowType::F32, 2)), 2);
         assert_eq!(matrix.put(0, &[1.5, f64::NAN], Texts::NONE), Ok(()));
         let error = matrix.put(1, &[0.0, 1e39], Texts::NONE).unwrap_err();
         assert!(error.message.starts_with("features[1]: 1000000"), "{error}");
         let Values::F32(values) = matrix.rows(0..1).values else { panic!("f32") };
         assert_eq!((values[0].to_bits(), values[1].is_nan()), (1.5_f32.to_bits(), true));
-        let mut wide = Matrix::new(&pools, &schema(RowType::F64, 1), 1);
+        let mut wide = Matrix::new(&pools, form(&schema(RowType::F64, 1)), 1);
         assert_eq!(wide.put(0, &[1e39], Texts::NONE), Ok(()));
     }
 
     #[test]
     fn texts_stand_beside_their_rows() {
-        let pools = NodePools::new(MemoryPolicy { node: None, huge_pages: false });
+        let pools = NodePools::new(MemoryPolicy { node: None, huge_pages: false }, None);
         let kinds = FeatureKinds::new(vec![FeatureKind::Text, FeatureKind::Number, FeatureKind::Text]);
         let schema = ModelSchema { kinds, ..schema(RowType::F32, 3) };
         let mut chunk = Chunk::default();
@@ -183,7 +273,7 @@ mod tests {
         let level = crate::record::Priority::new(1).unwrap();
         let mut work = chunk.work(crate::record::ModelId(0), 0, 2, true, level, None);
         chunk.attach_texts(&mut work, mark);
-        let mut matrix = Matrix::new(&pools, &schema, 3);
+        let mut matrix = Matrix::new(&pools, form(&schema), 3);
         assert_eq!(matrix.put(1, chunk.rows(&work), chunk.texts(&work)), Ok(()));
         assert_eq!(matrix.rows(0..3).texts, [None, None, Some("a"), None, Some(""), Some("b")]);
         assert_eq!(matrix.rows(2..3).texts, [Some(""), Some("b")]);
@@ -193,12 +283,12 @@ mod tests {
     fn a_thread_takes_its_nodes_buffers() {
         let node = |os_index| PlanNode { os_index, cpus: vec![0] };
         let places = [1, 0, 1].map(|node| Place { cpu: None, node: Some(node) }).to_vec();
-        let pools = Pools::new(&Plan { places, nodes: vec![node(0), node(4)] }, false);
-        let matrix = Matrix::new(pools.of(0), &schema(RowType::F32, 100), 3);
-        drop(Matrix::new(pools.of(2), &schema(RowType::F64, 100), 3));
+        let pools = Pools::new(&Plan { places, nodes: vec![node(0), node(4)] }, false, None);
+        let matrix = Matrix::new(pools.of(0), form(&schema(RowType::F32, 100)), 3);
+        drop(Matrix::new(pools.of(2), form(&schema(RowType::F64, 100)), 3));
         drop(matrix);
-        drop(Matrix::new(pools.of(2), &schema(RowType::F32, 160), 2));
-        drop(Matrix::new(pools.of(1), &schema(RowType::F32, 1), 1));
+        drop(Matrix::new(pools.of(2), form(&schema(RowType::F32, 160)), 2));
+        drop(Matrix::new(pools.of(1), form(&schema(RowType::F32, 1)), 1));
         let snapshot = pools.snapshot();
         let of = |at: usize| {
             let pool = &snapshot.nodes[at];
@@ -206,9 +296,9 @@ mod tests {
         };
         assert_eq!((snapshot.total_buffers, snapshot.hits, snapshot.misses), (3, 1, 3));
         assert_eq!([of(0), of(1)], [(Some(0), 1, 0, 1), (Some(4), 2, 1, 2)]);
-        let unheld = Pools::new(&Plan { places: vec![Place { cpu: None, node: None }], nodes: vec![] }, false);
+        let unheld = Pools::new(&Plan { places: vec![Place { cpu: None, node: None }], nodes: vec![] }, false, None);
         assert_eq!((unheld.snapshot().nodes.len(), unheld.snapshot().nodes[0].node), (1, None));
-        drop(Matrix::new(unheld.of(0), &schema(RowType::F32, 1), 1));
+        drop(Matrix::new(unheld.of(0), form(&schema(RowType::F32, 1)), 1));
         assert_eq!(unheld.snapshot().misses, 1);
     }
 }

@@ -148,6 +148,8 @@ journal = "auto"
 mode = "auto"
 bytes_max = "64MiB"
 ttl = "60s"
+features = "off"
+features_bytes_max = "64MiB"
 [admin]
 listen = "127.0.0.1:9640"
 token = ""
@@ -302,6 +304,8 @@ journal = "state/$$.journal"
 mode = "on"
 bytes_max = "1KiB"
 ttl = "1ms"
+features = "on"
+features_bytes_max = "2KiB"
 [admin]
 listen = "[::1]:0"
 token = "${SECRET}"
@@ -442,6 +446,7 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.engine.huge_pages, HugePages::Transparent);
     assert_eq!((config.cache.mode, config.cache.bytes_max.get()), (CacheMode::On, 1 << 10));
     assert_eq!(config.cache.ttl, Duration::from_millis(1));
+    assert_eq!((config.cache.features, config.cache.features_bytes_max.get()), (Switch::On, 2 << 10));
     assert_eq!(config.engine.journal, Journal::At("/etc/forebay/state/$.journal".into()));
 }
 
