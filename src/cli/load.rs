@@ -23,7 +23,7 @@ pub(super) struct LoadArgs {
     /// The SHA-256 that the file must have
     #[arg(long, value_name = "HEX")]
     sha256: Option<String>,
-    /// Store the model's own numbers in fewer bits: weights of ONNX graphs as int8
+    /// Store the model's own numbers in fewer bits: weights of ONNX graphs as int8, leaves of trees as 16 bits
     #[arg(long)]
     quantize: bool,
     /// Take the model from this worker.toml, with all that stands there of it: the model is then given by its name

@@ -177,13 +177,14 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let mut scorer = model.scorer()?;
     let mut validation = validate(&file.name(), model.schema(), scorer.as_mut(), sample.as_ref())?;
     if model.is_compiled() {
-        let check = match (model.preprocessor(), &sample) {
-            // Its library knows nothing of the steps before it, nor of the sample's rows.
-            (Some(_), _) => {
-                let bare = LoadOptions { preprocess: Vec::new(), ..options.clone() };
-                compare(&file, model::load(&file, &bare)?.as_ref(), &[])
-            }
-            (None, sample) => compare(&file, model.as_ref(), sample.as_ref().map_or(&[], |sample| &sample.rows)),
+        // Its library knows nothing of the steps before it, nor of the sample's rows then; nor of leaves in fewer bits.
+        let own = sample.as_ref().filter(|_| model.preprocessor().is_none());
+        let rows = own.map_or(&[][..], |sample| &sample.rows);
+        let check = if model.preprocessor().is_some() || options.quantize {
+            let bare = LoadOptions { preprocess: Vec::new(), quantize: false, ..options.clone() };
+            compare(&file, model::load(&file, &bare)?.as_ref(), rows)
+        } else {
+            compare(&file, model.as_ref(), rows)
         };
         validation.checks.push(check);
     }

@@ -198,7 +198,7 @@ pub(super) struct RawModel {
     /// need a `sha256`. Default false.
     pub(super) trusted: bool,
     /// The model's own numbers are stored in fewer bits, which moves its scores: weights of ONNX graphs that ONNX Runtime
-    /// scores become int8. Other models are refused. Default false.
+    /// scores become int8, leaves of trees that the compiled forest scores 16 bits. Other models are refused. Default false.
     pub(super) enable_model_quantization: bool,
     /// When the file, and the candidate's, is read again: "off" for SIGHUP and the admin port only, "watch" also when it has
     /// changed. What is read is validated first, and swapped in between two batches. Default "off".
