@@ -227,7 +227,7 @@ impl<'b> Matrix<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{FeatureKind, FeatureKinds, ModelType};
+    use crate::model::{Action, Category, FeatureKind, FeatureKinds, ModelType, Real, Step, Unknown};
     use crate::placement::{Place, PlanNode};
     use crate::record::Chunk;
 
@@ -277,6 +277,66 @@ mod tests {
         assert_eq!(matrix.put(1, chunk.rows(&work), chunk.texts(&work)), Ok(()));
         assert_eq!(matrix.rows(0..3).texts, [None, None, Some("a"), None, Some(""), Some("b")]);
         assert_eq!(matrix.rows(2..3).texts, [Some(""), Some("b")]);
+    }
+
+    /// Steps for a text and the logarithm of a number, before a model of f32 rows.
+    fn steps(fill: f64) -> Arc<Preprocessor> {
+        let codes = [("red", 1.0), ("blue", 2.0)].map(|(text, code)| (Category::Text(text.to_owned()), Real(code)));
+        let steps = [
+            ("colour", Action::Categories { codes: codes.into(), unknown: Unknown::Error }),
+            ("income", Action::Impute(vec![Real(fill)])),
+            ("income", Action::Log1p),
+        ];
+        let steps = steps.map(|(feature, action)| Step { features: vec![feature.to_owned()], action });
+        let feature_names = ["colour", "income"].map(str::to_owned).to_vec();
+        let model = ModelSchema { feature_names, ..schema(RowType::F32, 2) };
+        Arc::new(Preprocessor::new(&steps, &model).unwrap())
+    }
+
+    /// The bits of a raw row's place in a matrix.
+    fn put(pools: &NodePools, steps: &Arc<Preprocessor>, colour: &str, income: f64) -> Result<Vec<u32>, Reject> {
+        let kinds = FeatureKinds::new(vec![FeatureKind::Text, FeatureKind::Number]);
+        let raw = ModelSchema { kinds, ..schema(RowType::F64, 2) };
+        let mut chunk = Chunk::default();
+        let mark = chunk.texts_mut().mark();
+        chunk.texts_mut().push(Some(colour));
+        chunk.features_mut().extend([f64::NAN, income]);
+        let level = crate::record::Priority::new(1).unwrap();
+        let mut work = chunk.work(crate::record::ModelId(0), 0, 1, true, level, None);
+        chunk.attach_texts(&mut work, mark);
+        let mut matrix = Matrix::new(pools, Form { schema: &raw, preprocessor: Some(steps) }, 1);
+        matrix.put(0, chunk.rows(&work), chunk.texts(&work))?;
+        let Values::F32(values) = matrix.rows(0..1).values else { panic!("the model takes f32") };
+        Ok(values.iter().map(|value| value.to_bits()).collect())
+    }
+
+    #[test]
+    fn preprocessed_rows_are_found_again_by_whoever_has_equal_steps() {
+        let metrics = Arc::new(crate::metrics::Metrics::new());
+        let features = FeatureCache::new(std::num::NonZeroUsize::new(1 << 20).unwrap(), Arc::clone(&metrics)).unwrap();
+        let policy = || MemoryPolicy { node: None, huge_pages: false };
+        let (cached, plain) = (NodePools::new(policy(), Some(Arc::new(features))), NodePools::new(policy(), None));
+        let counts = || {
+            let counted = &metrics.feature_cache;
+            (counted.hits.get(), counted.misses.get(), counted.entries.get())
+        };
+        let expected = vec![2.0_f32.to_bits(), 1.25_f32.ln_1p().to_bits()];
+        // Each has steps of its own making, as a new version or another model has.
+        for (round, expected_counts) in [(0, (0, 1, 1)), (1, (1, 1, 1)), (2, (2, 1, 1))] {
+            assert_eq!(put(&cached, &steps(1.25), "blue", f64::NAN), Ok(expected.clone()), "round {round}");
+            assert_eq!(counts(), expected_counts, "round {round}");
+        }
+        assert_eq!(put(&plain, &steps(1.25), "blue", f64::NAN), Ok(expected));
+        let (other_steps, other_row) = (put(&cached, &steps(2.0), "blue", f64::NAN), put(&cached, &steps(1.25), "red", 3.0));
+        assert_eq!(other_steps, put(&plain, &steps(2.0), "blue", f64::NAN));
+        assert_eq!(other_row, put(&plain, &steps(1.25), "red", 3.0));
+        assert_eq!(counts(), (2, 3, 3));
+        // What cannot be preprocessed is refused each time, and never kept.
+        for _ in 0..2 {
+            let refused = put(&cached, &steps(1.25), "green", 1.0).unwrap_err();
+            assert!(refused.message.contains("colour") && refused.message.contains("green"), "{}", refused.message);
+        }
+        assert_eq!(counts(), (2, 5, 3));
     }
 
     #[test]
