@@ -4,7 +4,7 @@
 mod door;
 mod registry;
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -27,7 +27,9 @@ use crate::placement::{Pin, Plan};
 use crate::record::{
     Chunk, ErrorCode, ModelId, NewRequest, PartitionId, Position, Priority, Reject, ReplyAddress, Work,
 };
-use crate::score::{Closed, FeatureCache, JournalFile, PartitionKey, Pools, ResultCache, Scheduler, Serving, Submitter, SubmitterId};
+use crate::score::{
+    Closed, FeatureCache, JournalFile, PartitionKey, Pools, ResultCache, Scheduler, Serving, Submitter, SubmitterId,
+};
 
 /// Settings of an engine. The defaults are the seed's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,7 +217,7 @@ impl InferenceEngine {
         let plan = Arc::new(Plan::new(config.num_threads, &config.pin).map_err(EngineError::Placement)?);
         let cache = config.enable_request_deduplication.then(|| ResultCache::new(config.cache)).transpose()?;
         let features = config.feature_cache_bytes.map(|bytes| FeatureCache::new(bytes, Arc::clone(&metrics)));
-        let pools = Pools::new(&plan, config.huge_pages, features.transpose()?.map(Arc::new));
+        let pools = Pools::new(&plan, config.huge_pages, features.transpose()?.map(Arc::new).as_ref());
         let scheduler = Arc::new(Scheduler::new(pools, cache, Arc::clone(&metrics)));
         let door = Arc::new(Door::new(config.max_concurrent_requests.get()));
         let door_id = scheduler.register(Arc::clone(&door) as Arc<dyn Submitter>);

@@ -45,7 +45,8 @@ impl CacheMetrics {
         let (name, help) = ("forebay_feature_cache_evicted_total", "Preprocessed rows dropped for want of room (size)");
         let none = IntCounter::new("forebay_feature_cache_joined_total", "Never shown").expect("a name");
         Self {
-            hits: make.counter("forebay_feature_cache_hits_total", "Requests whose preprocessed rows were in the cache"),
+            hits: make
+                .counter("forebay_feature_cache_hits_total", "Requests whose preprocessed rows were in the cache"),
             misses: make.counter("forebay_feature_cache_misses_total", "Requests looked up there and preprocessed"),
             joined: none,
             evicted: evictions(make, name, help),

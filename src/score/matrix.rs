@@ -36,10 +36,10 @@ pub(super) struct NodePools {
 
 impl Pools {
     /// `features` keeps preprocessed rows.
-    pub(crate) fn new(plan: &Plan, huge_pages: bool, features: Option<Arc<FeatureCache>>) -> Self {
+    pub(crate) fn new(plan: &Plan, huge_pages: bool, features: Option<&Arc<FeatureCache>>) -> Self {
         let nodes = plan.nodes.iter().map(|node| Some(node.os_index));
         let nodes = if plan.nodes.is_empty() { vec![None] } else { nodes.collect() };
-        let pools = nodes.into_iter().map(|node| NodePools::new(MemoryPolicy { node, huge_pages }, features.clone()));
+        let pools = nodes.into_iter().map(|node| NodePools::new(MemoryPolicy { node, huge_pages }, features.cloned()));
         Self {
             nodes: pools.collect(),
             of_thread: plan.places.iter().map(|place| place.node.unwrap_or_default()).collect(),
@@ -327,7 +327,8 @@ mod tests {
             assert_eq!(counts(), expected_counts, "round {round}");
         }
         assert_eq!(put(&plain, &steps(1.25), "blue", f64::NAN), Ok(expected));
-        let (other_steps, other_row) = (put(&cached, &steps(2.0), "blue", f64::NAN), put(&cached, &steps(1.25), "red", 3.0));
+        let (other_steps, other_row) =
+            (put(&cached, &steps(2.0), "blue", f64::NAN), put(&cached, &steps(1.25), "red", 3.0));
         assert_eq!(other_steps, put(&plain, &steps(2.0), "blue", f64::NAN));
         assert_eq!(other_row, put(&plain, &steps(1.25), "red", 3.0));
         assert_eq!(counts(), (2, 3, 3));
