@@ -1,6 +1,7 @@
 //! Each kind of model through Kafka, against its own library's scores of the same run: XGBoost models that XGBoost 1.6
 //! cannot score among them, and a graph of text and whole numbers. One worker has a route for each.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -45,8 +46,13 @@ pub(crate) fn each_scores_as_its_library(shared: &Shared) {
         shared.kafka.send(&format!("{name}-in"), &requests);
         let replies = shared.kafka.read(&format!("{name}-out"), rows.len());
         assert_eq!(replies.len(), rows.len(), "{name}");
-        for (reply, (row, wanted)) in replies.iter().zip(&rows) {
+        let mut answered = BTreeSet::new();
+        for reply in &replies {
+            // Without an order between records, a batch may overtake another.
             let json = reply.json();
+            let id = json["id"].as_str().and_then(|id| id.strip_prefix('r')).and_then(|id| id.parse::<usize>().ok());
+            let (row, wanted) = &rows[id.unwrap_or_else(|| panic!("{name}: no id of ours: {json}"))];
+            assert!(answered.insert(id), "{name}: answered twice: {json}");
             let got: Vec<f64> = serde_json::from_value(json["prediction"].clone()).unwrap_or_default();
             let equal = got.len() == wanted.len() && got.iter().zip(wanted).all(|(got, wanted)| near(*got, *wanted));
             assert!(equal, "{name} {row}: {json}, its library says {wanted:?}");
