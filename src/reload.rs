@@ -216,8 +216,10 @@ struct Watched {
 
 impl Watched {
     fn new(model: &Model) -> Self {
-        let candidate = model.candidate.iter().map(|candidate| candidate.path.clone());
-        let paths: Vec<PathBuf> = [model.path.clone()].into_iter().chain(candidate).collect();
+        let candidate = model.candidate.iter().map(|candidate| (&candidate.path, &candidate.load));
+        let files = [(&model.path, &model.load)].into_iter().chain(candidate);
+        let paths: Vec<PathBuf> =
+            files.flat_map(|(path, load)| [Some(path), load.rows_read()]).flatten().cloned().collect();
         let loaded: Vec<Fingerprint> = paths.iter().map(|path| fingerprint(path)).collect();
         Self { name: model.name.clone(), paths, seen: loaded.clone(), loaded }
     }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{BackendArg, TypeArg, Usage};
 use crate::config::{Config, Overrides, parse_sha256};
-use crate::model::{self, LoadOptions, Model, ModelBytes};
+use crate::model::{self, LoadOptions, Model, ModelBytes, Quantization};
 
 /// The options.
 #[derive(Debug, Args)]
@@ -26,9 +26,35 @@ pub(super) struct LoadArgs {
     /// Store the model's own numbers in fewer bits: weights of ONNX graphs as int8, leaves of trees as 16 bits
     #[arg(long)]
     quantize: bool,
+    /// Round numeric features: to floats of 16 bits (f16), or to 256 levels of the range in the rows of --calibration (u8)
+    #[arg(long, value_name = "FORM", default_value = "off")]
+    quantize_inputs: QuantizationArg,
+    /// Rows that features rounded to u8 take their ranges from: JSON lines, CSV or TSV
+    #[arg(long, value_name = "FILE", required_if_eq("quantize_inputs", "u8"))]
+    calibration: Option<PathBuf>,
     /// Take the model from this worker.toml, with all that stands there of it: the model is then given by its name
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model_type", "backend", "trusted", "sha256", "quantize"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "model_type", "backend", "trusted", "sha256", "quantize", "quantize_inputs", "calibration",
+    ])]
     config: Option<PathBuf>,
+}
+
+/// [`Quantization`] on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum QuantizationArg {
+    Off,
+    F16,
+    U8,
+}
+
+impl From<QuantizationArg> for Quantization {
+    fn from(arg: QuantizationArg) -> Self {
+        match arg {
+            QuantizationArg::Off => Self::Off,
+            QuantizationArg::F16 => Self::F16,
+            QuantizationArg::U8 => Self::U8,
+        }
+    }
 }
 
 /// A model as the command line means it.
@@ -52,6 +78,8 @@ impl LoadArgs {
             model_type: self.model_type.0,
             trusted: self.trusted,
             quantize: self.quantize,
+            quantize_inputs: self.quantize_inputs.into(),
+            calibration: self.calibration.clone(),
             ..LoadOptions::of_backend(self.backend.into())
         };
         Ok(Asked { path: given.to_owned(), options, sha256: self.sha256.as_ref().map(pin).transpose()? })

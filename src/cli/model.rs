@@ -13,13 +13,13 @@ use comfy_table::{Table, presets};
 use serde_json::json;
 
 use super::load::LoadArgs;
-use super::score::{InputArgs, TableArgs, open_input, open_source, route_decoder};
+use super::score::{InputArgs, TableArgs, open_input, open_source};
 use super::{LogArgs, Usage, exit, logs};
 use crate::model::compare::compare;
 use crate::model::drift::{Drift, drift};
-use crate::model::validate::{Sample, Validation, validate};
-use crate::model::{self, Catalog, LoadOptions, Model, ModelBytes, ModelEntry, ModelSchema};
-use crate::record::{ModelId, Priority};
+use crate::model::validate::{Check, Sample, Validation, validate};
+use crate::model::{self, LoadOptions, Model, ModelBytes, ModelSchema, Quantization};
+use crate::source::lines::{RowsError, each_row, entry_of};
 
 /// Names that a table for people shows.
 const NAMES_SHOWN: usize = 10;
@@ -63,7 +63,8 @@ A compiled forest is also held against the library that the model was trained wi
 scores the file right: on those rows, and on made-up ones with NaN, both zeros, infinities, subnormals, values on and \
 beside the model's thresholds, and categories that it does not know.
 
-With --quantize (or enable_model_quantization in the --config) it says how far scores move from those of the original.
+With --quantize or --quantize-inputs (enable_model_quantization, enable_quantization in the --config) it says how far \
+scores move from those of the original.
 
 A model that is refused, or fails a check, ends with exit code 4.";
 
@@ -181,20 +182,16 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
         let own = sample.as_ref().filter(|_| model.preprocessor().is_none());
         let rows = own.map_or(&[][..], |sample| &sample.rows);
         let check = if model.preprocessor().is_some() || options.quantize {
-            let bare = LoadOptions { preprocess: Vec::new(), quantize: false, ..options.clone() };
+            let quantize_inputs = Quantization::Off;
+            let bare = LoadOptions { preprocess: Vec::new(), quantize: false, quantize_inputs, ..options.clone() };
             compare(&file, model::load(&file, &bare)?.as_ref(), rows)
         } else {
             compare(&file, model.as_ref(), rows)
         };
         validation.checks.push(check);
     }
-    let drift = if options.quantize {
-        let original = model::load(&file, &LoadOptions { quantize: false, ..options })?;
-        Some(drift(&file.name(), original.as_ref(), model.as_ref(), sample.as_ref())?)
-    } else {
-        None
-    };
-    validation.checks.extend(drift.as_ref().map(Drift::check));
+    let drifts = Drifts::of(&file, model.as_ref(), &options, sample.as_ref())?;
+    validation.checks.extend(drifts.checks(model.schema()));
     let text = if args.model.json {
         let sample = files.as_ref().map(|files| json!({ "data": files.data, "expected": files.expected }));
         let report = json!({
@@ -203,7 +200,8 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
             "passed": validation.passed(),
             "sample": sample,
             "checks": validation.checks,
-            "drift": drift,
+            "drift": drifts.weights,
+            "input_drift": drifts.inputs,
         });
         serde_json::to_string_pretty(&report)?
     } else {
@@ -211,6 +209,56 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     };
     writeln!(io::stdout(), "{text}")?;
     Ok(if validation.passed() { exit::DONE } else { exit::MODEL_REFUSED }.into())
+}
+
+/// How far quantization moves scores, of either kind that is asked for.
+struct Drifts {
+    weights: Option<Drift>,
+    /// `None` also where features need no rounding.
+    inputs: Option<Drift>,
+    quantizes_inputs: bool,
+}
+
+impl Drifts {
+    fn of(
+        file: &ModelBytes,
+        model: &dyn Model,
+        options: &LoadOptions,
+        sample: Option<&Sample>,
+    ) -> anyhow::Result<Self> {
+        let weights = if options.quantize {
+            let original = model::load(file, &LoadOptions { quantize: false, ..options.clone() })?;
+            Some(drift(&file.name(), original.as_ref(), model, sample, None)?)
+        } else {
+            None
+        };
+        let steps = model.preprocessor();
+        let inputs = if let Some(quantizer) = steps.as_ref().and_then(|steps| steps.quantizer()) {
+            let quantize_inputs = Quantization::Off;
+            let original = model::load(file, &LoadOptions { quantize_inputs, ..options.clone() })?;
+            let rows = quantizer.calibration().map(|calibration| {
+                read_rows(&InputArgs::of_file(&calibration.path, &TableArgs::default()), model.schema())
+            });
+            Some(drift(&file.name(), original.as_ref(), model, sample, rows.transpose()?.as_ref())?)
+        } else {
+            None
+        };
+        Ok(Self { weights, inputs, quantizes_inputs: options.quantize_inputs != Quantization::Off })
+    }
+
+    fn checks(&self, schema: &ModelSchema) -> Vec<Check> {
+        let weights = self.weights.as_ref().map(|drift| drift.check("quantized scores move"));
+        let name = "rounded features move scores";
+        let inputs = match &self.inputs {
+            Some(drift) => Some(drift.check(name)),
+            None => self.quantizes_inputs.then(|| {
+                let told = schema.details.iter().find(|(name, _)| name.ends_with("quantization"));
+                let detail = told.map(|(_, told)| told.clone()).unwrap_or_default();
+                Check { name, passed: true, detail }
+            }),
+        };
+        weights.into_iter().chain(inputs).collect()
+    }
 }
 
 fn ensure_tolerance(tolerance: f64) -> Result<(), Usage> {
@@ -266,28 +314,18 @@ fn read_sample(files: &SampleFiles, args: &ValidateArgs, schema: &ModelSchema) -
 
 /// All rows of a file, as the worker would read them, with no outputs yet. A row that cannot be read is an error.
 pub(super) fn read_rows(input: &InputArgs, schema: &ModelSchema) -> anyhow::Result<Sample> {
-    let priority = Priority::new(1).expect("1 is not 0");
-    let mut catalog = Catalog::default();
-    let entry = ModelEntry::new(ModelId(0), "model", schema, vec![crate::model::LevelTimeout::default()], priority);
-    catalog.put(entry.clone());
-    let decoder = route_decoder(ModelId(0));
-    let name = input.name();
+    let (name, entry) = (input.name(), entry_of(schema));
     let mut source = open_source(open_input(input)?, input, &entry, CHUNK_ROWS)?;
     let mut sample = Sample::default();
-    loop {
-        let chunk = source.recv(|message, received, chunk| {
-            decoder.decode(message, received, &catalog, chunk);
-        });
-        let Some(chunk) = chunk.with_context(|| format!("cannot read {name}"))? else { return Ok(sample) };
-        for request in chunk.requests() {
-            match &request.work {
-                Ok(work) => {
-                    sample.rows.extend_from_slice(chunk.rows(work));
-                    sample.texts.extend(chunk.texts(work).iter().map(|text| text.map(str::to_owned)));
-                }
-                Err(reject) => return Err(anyhow!("{name}: line {}: {}", request.position.offset, reject.message)),
-            }
-        }
+    let read = each_row(&mut source, &entry, |values, texts| {
+        sample.rows.extend_from_slice(values);
+        sample.texts.extend(texts.iter().map(|text| text.map(str::to_owned)));
+        Ok(())
+    });
+    match read {
+        Ok(()) => Ok(sample),
+        Err(RowsError::Io(error)) => Err(anyhow::Error::new(error).context(format!("cannot read {name}"))),
+        Err(error @ RowsError::Line { .. }) => Err(anyhow!("{name}: {error}")),
     }
 }
 

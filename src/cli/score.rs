@@ -33,9 +33,9 @@ use crate::model::LoadedModel;
 use crate::record::{Chunk, ModelId, Priority, Reply, ScoredBatch, Ticket};
 use crate::score::Submitter;
 use crate::sink::lines::{LinesSink, table_error, table_header, table_rows};
-use crate::source::lines::LinesSource;
+use crate::source::lines::{LinesSource, route_decoder};
 
-pub(super) use self::input::{TableArgs, open as open_input, route_decoder, source as open_source};
+pub(super) use self::input::{TableArgs, open as open_input, source as open_source};
 
 // A paragraph is one line: the terminal's width breaks it.
 const EXAMPLES: &str = "\

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::check::{Check, parse_sha256};
-use super::dump::hex;
+use super::dump::{calibration, hex};
 use super::raw::RawCandidate;
 use super::substitute::literal;
 use crate::engine::CandidateSpec;
@@ -34,6 +34,11 @@ pub(super) fn candidate(
     load.backend = raw.compile_model.as_ref().map_or(model.backend, Into::into);
     load.trusted = raw.trusted;
     load.quantize = raw.enable_model_quantization.unwrap_or(model.quantize);
+    load.quantize_inputs = raw.enable_quantization.unwrap_or(model.quantize_inputs);
+    if !raw.calibration.is_empty() {
+        load.calibration = Some(base_dir.join(&raw.calibration));
+    }
+    check.calibration(&key, &load);
     let sha256 = if raw.sha256.is_empty() { None } else { parse_sha256(&raw.sha256) };
     if sha256.is_none() && !raw.sha256.is_empty() {
         let wanted = "64 hex digits, as sha256sum prints them, or \"\" for any file";
@@ -58,6 +63,8 @@ pub(super) fn dump(candidate: Option<&CandidateSpec>) -> Vec<RawCandidate> {
         sha256: candidate.sha256.as_ref().map(hex).unwrap_or_default(),
         trusted: candidate.load.trusted,
         enable_model_quantization: Some(candidate.load.quantize),
+        enable_quantization: Some(candidate.load.quantize_inputs),
+        calibration: calibration(&candidate.load),
     });
     raw.into_iter().collect()
 }

@@ -21,7 +21,7 @@ use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::wants::listed;
 use super::{Admin, Cache, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
-use crate::model::LoadOptions;
+use crate::model::{LoadOptions, Quantization};
 use crate::placement::Pin;
 
 /// `{group}-{instance}-{shard}` and `{instance}-{shard}` stay inside Kafka's 249 characters.
@@ -289,10 +289,13 @@ impl Check<'_> {
             backend: (&raw.compile_model).into(),
             trusted: raw.trusted,
             quantize: raw.enable_model_quantization,
+            quantize_inputs: raw.enable_quantization,
+            calibration: Some(&raw.calibration).filter(|path| !path.is_empty()).map(|path| base_dir.join(path)),
             preprocess: super::preprocess::steps(self, &key("preprocess"), &raw.preprocess),
             onnx: super::onnx::onnx(self, &key("onnx"), &raw.onnx, base_dir),
             python: super::python::python(self, &key("python"), &raw.python, base_dir),
         };
+        self.calibration(&format!("model[{at}]"), &load);
         Model {
             name: raw.name.clone().unwrap_or_default(),
             path: base_dir.join(raw.path.as_deref().unwrap_or_default()),
@@ -301,6 +304,15 @@ impl Check<'_> {
             sha256,
             reload: raw.reload,
             batch: super::batch::batch(self, &key("batch"), &raw.batch),
+        }
+    }
+
+    /// Whether there is a file of rows where one is needed.
+    pub(super) fn calibration(&mut self, table: &str, load: &LoadOptions) {
+        if load.quantize_inputs == Quantization::U8 && load.calibration.is_none() {
+            let message = "is missing, and `enable_quantization = \"u8\"` takes each feature's range from it; name a file of \
+                           rows (JSON lines, CSV or TSV), or take \"f16\"";
+            self.refuse(&format!("{table}.calibration"), message);
         }
     }
 

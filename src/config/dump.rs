@@ -9,6 +9,7 @@ use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, onnx, preprocess, python};
+use crate::model::LoadOptions;
 use crate::placement::Pin;
 
 /// The effective config as TOML, with secrets as `***`.
@@ -88,6 +89,8 @@ fn model(model: &Model) -> RawModel {
         sha256: model.sha256.as_ref().map(hex).unwrap_or_default(),
         trusted: model.load.trusted,
         enable_model_quantization: model.load.quantize,
+        enable_quantization: model.load.quantize_inputs,
+        calibration: calibration(&model.load),
         reload: model.reload,
         candidate: candidate::dump(model.candidate.as_ref()),
         preprocess: preprocess::dump(&model.load.preprocess),
@@ -95,6 +98,10 @@ fn model(model: &Model) -> RawModel {
         python: python::dump(&model.load.python),
         batch: batch::dump(&model.batch),
     }
+}
+
+pub(super) fn calibration(load: &LoadOptions) -> String {
+    load.calibration.as_ref().map(|path| literal(&path.display().to_string())).unwrap_or_default()
 }
 
 pub(super) fn hex(digest: &[u8; 32]) -> String {

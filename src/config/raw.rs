@@ -20,6 +20,7 @@ use super::values::{
     StartPosition, Switch,
 };
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
+use crate::model::Quantization;
 use crate::score::TrialMode;
 
 /// The JSON Schema of worker.toml (draft 2020-12), without references, each key with its description and default.
@@ -200,6 +201,13 @@ pub(super) struct RawModel {
     /// The model's own numbers are stored in fewer bits, which moves its scores: weights of ONNX graphs that ONNX Runtime
     /// scores become int8, leaves of trees that the compiled forest scores 16 bits. Other models are refused. Default false.
     pub(super) enable_model_quantization: bool,
+    /// What numeric features are rounded to behind the steps of `preprocess`, which moves scores: "f16" to floats of 16 bits,
+    /// "u8" to 256 levels between the least and the greatest value in the rows of `calibration`. Compiled forests need
+    /// none and take no notice; trees that their own library scores are refused. Default "off".
+    pub(super) enable_quantization: Quantization,
+    /// The file of rows for "u8", at least 100: JSON lines, CSV or TSV, as `forebay score` reads them. A relative path is taken
+    /// from the folder of this config file. Default empty.
+    pub(super) calibration: String,
     /// When the file, and the candidate's, is read again: "off" for SIGHUP and the admin port only, "watch" also when it has
     /// changed. What is read is validated first, and swapped in between two batches. Default "off".
     pub(super) reload: Reload,
@@ -246,6 +254,12 @@ pub(super) struct RawCandidate {
     #[schemars(with = "bool")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) enable_model_quantization: Option<bool>,
+    /// As in [[model]]. Default what stands there.
+    #[schemars(with = "Quantization")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) enable_quantization: Option<Quantization>,
+    /// As in [[model]]. Default empty: what stands there.
+    pub(super) calibration: String,
 }
 
 /// `[model.batch]`.
@@ -450,6 +464,8 @@ impl Default for RawCandidate {
             sha256: String::new(),
             trusted: false,
             enable_model_quantization: None,
+            enable_quantization: None,
+            calibration: String::new(),
         }
     }
 }

@@ -15,7 +15,8 @@ use super::{InferenceEngine, ModelSpec};
 use crate::clock;
 use crate::metrics::{CandidateInfo, ChangeError, ModelInfo, VersionInfo};
 use crate::model::{
-    self, Catalog, LevelTimeout, LoadOptions, LoadedModel, Model, ModelBytes, ModelEntry, ModelError, SampleFiles,
+    self, Calibration, Catalog, LevelTimeout, LoadOptions, LoadedModel, Model, ModelBytes, ModelEntry, ModelError,
+    SampleFiles,
 };
 use crate::record::ModelId;
 use crate::score::{Candidate, InService, Serving, Trial, TrialMode};
@@ -82,6 +83,11 @@ pub(super) struct Release {
 impl Release {
     fn loaded(&self) -> &LoadedModel {
         &self.version.model
+    }
+
+    /// Whether the rows that its quantized features took their ranges from still are in their file.
+    fn has_its_calibration(&self) -> bool {
+        self.loaded().calibration().is_none_or(Calibration::is_current)
     }
 
     fn info(&self) -> VersionInfo {
@@ -260,7 +266,7 @@ impl InferenceEngine {
     fn apply_version(&self, spec: &ModelSpec, serving: &Release) -> Result<Change, ModelError> {
         let file = ModelBytes::read(&spec.path, spec.sha256.as_ref())?;
         let is_same_load = serving.spec.load == spec.load && serving.spec.batch == spec.batch;
-        if file.sha256 == serving.loaded().sha256() && is_same_load {
+        if file.sha256 == serving.loaded().sha256() && is_same_load && serving.has_its_calibration() {
             return Ok(Change::Unchanged);
         }
         let id = self.load_file(spec, &file)?;
@@ -287,6 +293,7 @@ impl InferenceEngine {
         let is_same = tried.is_some_and(|(release, candidate)| {
             release.loaded().sha256() == file.sha256
                 && release.spec.load == wanted.load
+                && release.has_its_calibration()
                 && candidate.trial == wanted.trial
         });
         if is_same {
@@ -355,7 +362,8 @@ impl InferenceEngine {
         };
         let loaded = Arc::new(LoadedModel::new(&spec.name, version, sha256, model, self.score_threads())?);
         // Quantization moves scores; how far is for `forebay model validate` to say.
-        if let Some(files) = SampleFiles::beside(&spec.path).filter(|_| !spec.load.quantize) {
+        let is_rounded = loaded.preprocessor().is_some_and(|steps| steps.quantizer().is_some());
+        if let Some(files) = SampleFiles::beside(&spec.path).filter(|_| !spec.load.quantize && !is_rounded) {
             let sample = files.read(loaded.schema())?;
             let check = loaded.meets(&sample);
             if !check.passed {

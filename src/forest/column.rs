@@ -62,6 +62,17 @@ pub(super) struct Columns {
     flush_tiny: bool,
 }
 
+/// How many columns a forest's splits read in which form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// As their rank among the column's thresholds.
+    pub ranks: usize,
+    /// As floats of 32 bits, which its thresholds are, too: as the library narrows them, or the next that is not below.
+    pub singles: usize,
+    /// As a category, as whether they are missing, or whether they are one number.
+    pub others: usize,
+}
+
 /// A value of a row.
 pub(super) trait Value: Copy {
     fn to_f32(self) -> f32;
@@ -91,6 +102,19 @@ impl Columns {
     /// Number of columns.
     pub(super) fn count(&self) -> usize {
         self.plan.len()
+    }
+
+    /// In which forms they are read.
+    pub(super) fn reads(&self) -> Reads {
+        let mut reads = Reads::default();
+        for (column, scale) in &self.plan {
+            match (column.reading, scale) {
+                (Reading::Number { .. }, Scale::Rank(_)) => reads.ranks += 1,
+                (Reading::Number { .. }, Scale::Narrow | Scale::RoundUp) => reads.singles += 1,
+                (Reading::Presence { .. } | Reading::Equal { .. } | Reading::Category(_), _) => reads.others += 1,
+            }
+        }
+        reads
     }
 
     /// Fills `out[column][lane]` from as many rows as there are lanes, or fewer: the last is repeated. The column after

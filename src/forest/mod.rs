@@ -26,6 +26,7 @@ mod score;
 mod tests;
 
 pub use check::{Flaw, LIMITS, Limits, TreeFlaw};
+pub use column::Reads;
 pub use score::{Compiled, Mismatch, Results, Scratch, Values};
 
 /// A model as a reader builds it, not yet checked.

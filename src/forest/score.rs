@@ -5,7 +5,7 @@ use std::ops::{Add, AddAssign, Div, Mul};
 
 use thiserror::Error;
 
-use super::column::{Columns, STRIDE, Value};
+use super::column::{Columns, Reads, STRIDE, Value};
 use super::kernel::{Kernel, Rows};
 use super::{After, Float, Forest, Link, link};
 
@@ -125,6 +125,18 @@ impl Compiled {
         match self.sums {
             Sums::F32(_) => Float::F32,
             Sums::F64(_) => Float::F64,
+        }
+    }
+
+    /// In which forms splits read the columns of a row; `None` for a linear booster, which takes the numbers themselves.
+    pub fn reads(&self) -> Option<Reads> {
+        (!self.is_linear()).then(|| self.columns.reads())
+    }
+
+    fn is_linear(&self) -> bool {
+        match &self.sums {
+            Sums::F32(kernel) => kernel.is_linear(),
+            Sums::F64(kernel) => kernel.is_linear(),
         }
     }
 

@@ -4,14 +4,18 @@
 
 use std::sync::Arc;
 
-use super::{FeatureKinds, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use super::{
+    FeatureKinds, InputForm, LoadOptions, Model, ModelBytes, ModelError, ModelSchema, ModelType, Quantization, RowType,
+    Rows, ScoreError, Scorer,
+};
 use crate::forest::read::{self, FeatureNames, Format, ModelFile};
-use crate::forest::{self, Body, Compiled, Float, ForestParts, Mismatch, Results, Scratch};
+use crate::forest::{self, Body, Compiled, Float, ForestParts, Leaves, Mismatch, Reads, Results, Scratch, Tree};
 
 /// A forest, compiled. All scorers share it.
 pub(super) struct CompiledModel {
     forest: Arc<Compiled>,
     schema: ModelSchema,
+    input_form: InputForm,
 }
 
 /// The format in which the forest engine reads models of this type; `None` where they are no forests. Of ONNX graphs it
@@ -27,12 +31,12 @@ pub(super) fn format(model_type: ModelType) -> Option<Format> {
 }
 
 impl CompiledModel {
-    /// Reads, checks and compiles the file; `quantize` keeps leaves in 16 bits.
+    /// Reads, checks and compiles the file.
     pub(super) fn parse(
         file: &ModelBytes,
         model_type: ModelType,
         format: Format,
-        quantize: bool,
+        options: &LoadOptions,
     ) -> Result<Self, ModelError> {
         let read = read::read(format, &file.bytes).map_err(|error| {
             let remedy = match format {
@@ -41,11 +45,12 @@ impl CompiledModel {
             };
             ModelError::refused(file.name(), format!("the compiled forest cannot read it: {error}{remedy}"))
         })?;
-        Ok(Self::of(&read, model_type, quantize))
+        Ok(Self::of(&read, model_type, options))
     }
 
-    /// Compiles what was read.
-    pub(super) fn of(read: &ModelFile, model_type: ModelType, quantize: bool) -> Self {
+    /// Compiles what was read; `quantize` keeps leaves in 16 bits.
+    pub(super) fn of(read: &ModelFile, model_type: ModelType, options: &LoadOptions) -> Self {
+        let quantize = options.quantize;
         let (float, row_type) = match read.forest.parts().row_type {
             Float::F32 if !read.takes_f64 => (Float::F32, RowType::F32),
             _ => (Float::F64, RowType::F64),
@@ -58,6 +63,14 @@ impl CompiledModel {
                 if compiled.is_quantized() { "16 bits, a scale a tree" } else { "as they are: no finite tree leaves" };
             details.push(("leaves kept in".to_owned(), leaves.to_owned()));
         }
+        let input_form = match compiled.reads() {
+            Some(reads) => {
+                let told = options.quantize_inputs != Quantization::Off;
+                details.extend(told.then(|| ("quantization".to_owned(), native(read.forest.parts(), reads))));
+                InputForm::Native
+            }
+            None => InputForm::Numbers,
+        };
         let schema = ModelSchema {
             model_type,
             feature_names: feature_names(&read.feature_names, compiled.features()),
@@ -66,7 +79,7 @@ impl CompiledModel {
             outputs: compiled.predictions(),
             details,
         };
-        Self { forest: Arc::new(compiled), schema }
+        Self { forest: Arc::new(compiled), schema, input_form }
     }
 }
 
@@ -88,6 +101,19 @@ fn details(read: &ModelFile, compiled: &Compiled) -> Vec<(String, String)> {
     details.extend(best.map(own));
     details.push(own(("compiled bytes", compiled.bytes().to_string())));
     details
+}
+
+/// What its splits read of a row; none of it moves a score.
+fn native(parts: &ForestParts, Reads { ranks, singles, others }: Reads) -> String {
+    let readings = [(ranks, "rank among thresholds"), (singles, "32-bit float"), (others, "category or sameness")];
+    let readings = readings.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} as {what}"));
+    let readings: Vec<String> = readings.collect();
+    let is_linear = |tree: &Tree| matches!(tree.leaves, Leaves::Linear(_));
+    let linear = match &parts.body {
+        Body::Trees(trees) if trees.iter().any(is_linear) => "; linear leaves take features as they are",
+        _ => "",
+    };
+    format!("native: splits read {}, and no score moves{linear}", readings.join(", "))
 }
 
 /// How many trees, and leaves of the largest.
@@ -114,6 +140,10 @@ impl Model for CompiledModel {
 
     fn is_compiled(&self) -> bool {
         true
+    }
+
+    fn input_form(&self) -> InputForm {
+        self.input_form
     }
 }
 
@@ -147,7 +177,7 @@ impl Scorer for CompiledScorer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{LoadOptions, Values, load};
+    use super::super::{Values, load};
     use super::*;
 
     fn file(name: &str, bytes: &[u8]) -> ModelBytes {

@@ -1,5 +1,5 @@
-//! How far a model's scores move when its numbers are stored in fewer bits: the original and the quantized model in; out,
-//! the differences on a sample and on made-up rows.
+//! How far a model's scores move when its numbers are stored in fewer bits, or its features rounded: the original and the
+//! quantized model in; out, the differences on a sample, or on the rows of a calibration, and on made-up rows.
 
 use serde::Serialize;
 
@@ -28,11 +28,13 @@ pub struct Moved {
 pub struct Drift {
     /// On the sample, where there is one.
     pub sample: Option<Moved>,
+    /// On the rows that ranges were taken from, where they were.
+    pub calibration: Option<Moved>,
     /// On made-up rows, as validation asks them.
     pub made_up: Moved,
 }
 
-/// Scores the same rows with both.
+/// Scores the same rows with both: made-up ones, and those of a sample and of a calibration where there are.
 ///
 /// # Errors
 /// [`ModelError::Refused`] when one has no scorer, fails on all rows, or takes or gives other things than the other.
@@ -41,6 +43,7 @@ pub fn drift(
     original: &dyn Model,
     quantized: &dyn Model,
     sample: Option<&Sample>,
+    calibration: Option<&Sample>,
 ) -> Result<Drift, ModelError> {
     let (schema, other) = (original.schema(), quantized.schema());
     if (&schema.feature_names, &schema.kinds, schema.outputs) != (&other.feature_names, &other.kinds, other.outputs) {
@@ -58,8 +61,9 @@ pub fn drift(
         Ok(Moved::new(&own, &wanted, schema.outputs))
     };
     let made_up = moved(&|asked| asked.score(&rows))?;
-    let sample = sample.map(|sample| moved(&|asked| asked.score_sample(sample))).transpose()?;
-    Ok(Drift { sample, made_up })
+    let mut moved_on =
+        |sample: Option<&Sample>| sample.map(|sample| moved(&|asked| asked.score_sample(sample))).transpose();
+    Ok(Drift { sample: moved_on(sample)?, calibration: moved_on(calibration)?, made_up })
 }
 
 impl Moved {
@@ -100,12 +104,14 @@ fn class(scores: &[f64]) -> usize {
 }
 
 impl Drift {
-    /// As `forebay model validate` prints it. It passes whatever it says: how far is too far is the reader's to judge.
+    /// As `forebay model validate` prints it, under that name. It passes whatever it says: how far is too far is the
+    /// reader's to judge.
     #[must_use]
-    pub fn check(&self) -> Check {
-        let sample = self.sample.as_ref().map(|moved| format!("{}; ", moved.told("sample"))).unwrap_or_default();
-        let detail = format!("{sample}{}", self.made_up.told("made-up"));
-        Check { name: "quantized scores move", passed: true, detail }
+    pub fn check(&self, name: &'static str) -> Check {
+        let parts = [(self.sample.as_ref(), "sample"), (self.calibration.as_ref(), "calibration")];
+        let parts = parts.into_iter().chain([(Some(&self.made_up), "made-up")]);
+        let parts: Vec<String> = parts.filter_map(|(moved, of)| moved.map(|moved| moved.told(of))).collect();
+        Check { name, passed: true, detail: parts.join("; ") }
     }
 }
 
@@ -127,9 +133,10 @@ mod tests {
         assert_eq!(Moved::new(&[0.4, 0.7], &[0.6, 0.8], 1).classes_changed, Some(0.5));
         assert_eq!(Moved::new(&[-0.4, 7.0], &[0.6, 8.0], 1).classes_changed, None);
         assert_eq!(Moved::new(&[f64::NAN], &[0.1], 1), Moved::default());
-        let drift = Drift { sample: Some(Moved::new(&[0.4], &[0.6], 1)), made_up: Moved::new(&[7.0], &[8.5], 1) };
+        let (sample, made_up) = (Some(Moved::new(&[0.4], &[0.6], 1)), Moved::new(&[7.0], &[8.5], 1));
+        let drift = Drift { sample, calibration: None, made_up };
         assert_eq!(
-            drift.check().detail,
+            drift.check("moved").detail,
             "1 sample rows: max 2.000e-1, mean 2.000e-1, 100.00 % of classes changed; 1 made-up rows: max 1.500e0, mean 1.500e0"
         );
     }

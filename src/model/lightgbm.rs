@@ -7,7 +7,9 @@ use std::sync::Once;
 
 use lightgbm3::Booster;
 
-use super::{FeatureKinds, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use super::{
+    FeatureKinds, InputForm, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+};
 
 /// Parameters of every call: the score threads are ours, so the library is to start none of its own.
 const PREDICT_PARAMS: &str = "num_threads=1 verbosity=-1";
@@ -64,6 +66,10 @@ impl Model for LightGbmModel {
         let init = booster.0.single_row_fast_init::<f64>(Some(&params));
         init.map_err(|error| ModelError::refused(&self.name, error.to_string()))?;
         Ok(Box::new(LightGbmScorer { booster, outputs: self.schema.outputs, width: self.schema.width() }))
+    }
+
+    fn input_form(&self) -> InputForm {
+        InputForm::Unknown
     }
 
     fn runs_native_code(&self) -> bool {

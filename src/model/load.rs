@@ -94,10 +94,7 @@ pub fn model_type_of(bytes: &[u8]) -> Option<ModelType> {
 /// [`ModelError::Refused`] when the kind cannot be found, is not built in, or the file must not be scored.
 pub fn load(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>, ModelError> {
     let model = load_bare(file, options)?;
-    if options.preprocess.is_empty() {
-        return Ok(model);
-    }
-    Ok(Box::new(PreprocessedModel::new(&file.name(), model, &options.preprocess)?))
+    PreprocessedModel::wrap(&file.name(), model, options)
 }
 
 /// The model without the steps before it.
@@ -118,7 +115,7 @@ pub(super) fn load_bare(file: &ModelBytes, options: &LoadOptions) -> Result<Box<
     let format = if is_saved { Some(Format::Saved) } else { compiled::format(model_type) };
     match format.filter(|_| compiles) {
         Some(Format::Onnx) => load_onnx(file, options),
-        Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format, options.quantize)?)),
+        Some(format) => Ok(Box::new(CompiledModel::parse(file, model_type, format, options)?)),
         None => load_library(file, model_type, options),
     }
 }
@@ -145,7 +142,7 @@ fn load_onnx(file: &ModelBytes, options: &LoadOptions) -> Result<Box<dyn Model>,
         }
     });
     match read {
-        Ok(read) => Ok(Box::new(CompiledModel::of(&read, ModelType::Onnx, options.quantize))),
+        Ok(read) => Ok(Box::new(CompiledModel::of(&read, ModelType::Onnx, options))),
         #[cfg(feature = "onnx")]
         Err(reason) => {
             let mut model = super::onnx::OnnxModel::parse(file, options)?;
@@ -257,7 +254,7 @@ pub(super) fn load_library(
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

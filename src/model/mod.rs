@@ -10,6 +10,7 @@
 //!   its scores, [`compare`] whether both backends
 //!   give the same scores.
 
+mod calibration;
 mod catalog;
 pub mod compare;
 mod compiled;
@@ -26,6 +27,7 @@ mod onnx_options;
 mod options;
 mod preprocess;
 mod preprocessed;
+mod quantize;
 mod tl2cgen;
 mod sample;
 #[cfg(feature = "python")]
@@ -55,6 +57,7 @@ pub use self::onnx_options::{GraphOptimization, OnnxOptions};
 pub use self::options::LoadOptions;
 pub use self::preprocess::{Action, Category, Preprocessor, Real, Step, Unfit, Unknown};
 pub use self::python_options::{Input, Method, PythonOptions, Sandbox};
+pub use self::quantize::{Calibration, InputForm, Quantization, Quantizer};
 pub use self::runner::RunnerStats;
 pub use self::sample::SampleFiles;
 use self::validate::{Asked, Asking, Check, Sample, Validation};
@@ -349,6 +352,11 @@ pub trait Model: Send + Sync {
         None
     }
 
+    /// What it makes of features that are to be quantized.
+    fn input_form(&self) -> InputForm {
+        InputForm::Numbers
+    }
+
     /// The steps that are before it. They are part of its scorers; a record that they cannot take is refused by them first.
     fn preprocessor(&self) -> Option<Arc<Preprocessor>> {
         None
@@ -458,6 +466,12 @@ impl LoadedModel {
     #[must_use]
     pub fn preprocessor(&self) -> Option<&Arc<Preprocessor>> {
         self.preprocessor.as_ref()
+    }
+
+    /// The rows that the ranges of its quantized features were taken from, if they were.
+    #[must_use]
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.preprocessor.as_ref()?.quantizer()?.calibration()
     }
 
     /// The name that requests and routes use.

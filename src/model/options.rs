@@ -1,7 +1,9 @@
 //! [`LoadOptions`]: all that decides how a file's bytes become a model, besides the bytes. Each kind's own settings are
 //! one field.
 
-use super::{Backend, ModelType, OnnxOptions, PythonOptions, Step};
+use std::path::PathBuf;
+
+use super::{Backend, ModelType, OnnxOptions, PythonOptions, Quantization, Step};
 
 /// How a file becomes a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +19,10 @@ pub struct LoadOptions {
     pub quantize: bool,
     /// What is done to a record's features before the model sees them, in order.
     pub preprocess: Vec<Step>,
+    /// What the features are rounded to behind those steps, which moves scores.
+    pub quantize_inputs: Quantization,
+    /// Rows of records, from which [`Quantization::U8`] takes each feature's range.
+    pub calibration: Option<PathBuf>,
     /// How ONNX Runtime scores it.
     pub onnx: OnnxOptions,
     /// scikit-learn and Python models: how Python runs them.
@@ -28,5 +34,11 @@ impl LoadOptions {
     #[must_use]
     pub fn of_backend(backend: Backend) -> Self {
         Self { backend, ..Self::default() }
+    }
+
+    /// The calibration file, where it is read.
+    #[must_use]
+    pub fn rows_read(&self) -> Option<&PathBuf> {
+        self.calibration.as_ref().filter(|_| self.quantize_inputs == Quantization::U8)
     }
 }

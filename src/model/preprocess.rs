@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{FeatureKind, FeatureKinds, ModelSchema, RowType};
+use super::{FeatureKind, FeatureKinds, ModelSchema, Quantizer, RowType};
 
 /// A number of a step. Equal where its bits are.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +122,8 @@ pub struct Preprocessor {
     inner_text_columns: Vec<usize>,
     inner_is_f32: bool,
     words: Vec<String>,
+    /// Comes after the steps.
+    quantizer: Option<Quantizer>,
     digest: [u8; 32],
 }
 
@@ -205,7 +207,38 @@ impl Preprocessor {
         let inner_is_f32 = schema.row_type == RowType::F32;
         let subject = format!("{steps:?} {own:?} {:?} {:?}", schema.kinds, schema.row_type);
         let digest = *blake3::hash(subject.as_bytes()).as_bytes();
-        Ok(Self { ops, names, kinds, target, passed_texts, inner_text_columns, inner_is_f32, words, digest })
+        let quantizer = None;
+        Ok(Self { ops, names, kinds, target, passed_texts, inner_text_columns, inner_is_f32, words, quantizer, digest })
+    }
+
+    /// The same steps, and a rounding of what they give.
+    #[must_use]
+    pub fn with_quantizer(self, quantizer: Quantizer) -> Self {
+        let mut digest = blake3::Hasher::new();
+        digest.update(&self.digest).update(quantizer.digest());
+        Self { quantizer: Some(quantizer), digest: *digest.finalize().as_bytes(), ..self }
+    }
+
+    /// What rounds the steps' results.
+    #[must_use]
+    pub fn quantizer(&self) -> Option<&Quantizer> {
+        self.quantizer.as_ref()
+    }
+
+    /// Whether there are steps; without any, rows come out as they went in, but for the rounding.
+    #[must_use]
+    pub fn has_steps(&self) -> bool {
+        self.ops.iter().any(|ops| !ops.is_empty()) || !self.target.is_sorted()
+    }
+
+    /// The model's columns that hold the numbers of categories.
+    #[must_use]
+    pub fn coded(&self) -> Vec<bool> {
+        let mut coded = vec![false; self.names.len()];
+        for (ops, target) in self.ops.iter().zip(&self.target) {
+            coded[*target] = ops.iter().any(|op| matches!(op, Op::Texts(..) | Op::Numbers(..)));
+        }
+        coded
     }
 
     /// The features of a record, in its order.
@@ -277,7 +310,7 @@ impl Preprocessor {
         self.kinds.of(column) == FeatureKind::Text
     }
 
-    /// Preprocesses rows, into the model's order. Values that [`Preprocessor::check`] refuses become NaN.
+    /// Preprocesses rows, into the model's order, and rounds them if there is a quantizer. Values that [`Preprocessor::check`] refuses become NaN.
     pub fn apply<'t>(
         &self,
         values: &[f64],
@@ -296,6 +329,9 @@ impl Preprocessor {
                 let text = self.is_text(column).then(|| next_text.next().copied().flatten()).flatten();
                 out[self.target[column]] = run(ops, *value, text).unwrap_or(f64::NAN);
             }
+        }
+        if let Some(quantizer) = &self.quantizer {
+            quantizer.apply(out);
         }
         debug_assert_eq!(out_texts.len(), self.inner_text_columns.len() * values.len() / width.max(1));
     }

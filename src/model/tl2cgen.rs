@@ -15,7 +15,8 @@ use std::sync::Arc;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
 
 use super::{
-    FeatureKinds, LoadOptions, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+    FeatureKinds, InputForm, LoadOptions, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows,
+    ScoreError, Scorer,
 };
 use crate::forest::LIMITS;
 
@@ -64,6 +65,10 @@ impl Model for Tl2cgenModel {
     fn scorer(&self) -> Result<Box<dyn Scorer>, ModelError> {
         let functions = Arc::clone(&self.functions);
         Ok(Box::new(Tl2cgenScorer { functions, row_f32: Vec::new(), row_f64: Vec::new(), scores_f32: Vec::new() }))
+    }
+
+    fn input_form(&self) -> InputForm {
+        InputForm::Unknown
     }
 
     fn runs_native_code(&self) -> bool {

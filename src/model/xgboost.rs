@@ -9,7 +9,9 @@ mod library;
 
 use self::header::Header;
 use self::library::Booster;
-use super::{FeatureKinds, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer};
+use super::{
+    FeatureKinds, InputForm, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Rows, ScoreError, Scorer,
+};
 
 /// A parsed XGBoost model.
 pub(super) struct XgBoostModel {
@@ -69,6 +71,10 @@ impl Model for XgBoostModel {
         let (outputs, width) = (self.schema.outputs, self.schema.width());
         let booster = self.booster()?;
         Ok(Box::new(XgBoostScorer { booster, outputs, width, margins: self.margins.clone(), repeated: Vec::new() }))
+    }
+
+    fn input_form(&self) -> InputForm {
+        InputForm::Unknown
     }
 
     fn runs_native_code(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What of a batch need not be scored: requests in; out, those that are left to score, and the keys that they lead.
 //!
-//! The rows of a request together are one key. Its scores are in the cache (a hit), or the same key is being scored by
+//! The rows of a request together are one key, rounded first where the model rounds its features. Its scores are in the cache (a hit), or the same key is being scored by
 //! this batch or another thread's (it follows the request that leads there), or it leads. A request that is not in the
 //! policy's sample is scored as if there were no cache, and so is a suspect of the journal, which must be scored alone.
 //!
@@ -26,7 +26,7 @@ use super::{Queued, Scheduler, Scored, Turn};
 use crate::batch::Entry;
 use crate::cache::{CacheKey, CachePolicy, Look, LookPolicy, LruTtlCache, Observed, RowHasher, Secret, Tally};
 use crate::clock;
-use crate::model::LoadedModel;
+use crate::model::{LoadedModel, ModelSchema, Preprocessor};
 use crate::record::{ModelId, Texts};
 
 /// The batch at which scoring a row is held against looking it up.
@@ -48,8 +48,27 @@ pub(crate) struct ResultCache {
 /// A model version whose requests are looked up.
 pub(super) struct Admitted {
     keys: RowHasher,
+    /// What rounds its rows: those that are equal then have one key.
+    rounding: Option<Arc<Preprocessor>>,
     /// `None`: all are.
     looking: Option<Mutex<LookPolicy>>,
+}
+
+/// The rows of one request after the other, as they are looked up: rounded, where the model rounds them.
+struct Rounding<'a> {
+    by: Option<&'a Preprocessor>,
+    values: Vec<f64>,
+}
+
+impl Rounding<'_> {
+    /// `None` for rows that the steps before the model refuse.
+    fn round<'r>(&'r mut self, features: &'r [f64], texts: Texts<'_>) -> Option<&'r [f64]> {
+        let Some(by) = self.by else { return Some(features) };
+        let texts: Vec<Option<&str>> = texts.iter().collect();
+        by.check(features, &texts).ok()?;
+        by.apply(features, &texts, &mut self.values, &mut Vec::new());
+        Some(&self.values)
+    }
 }
 
 impl ResultCache {
@@ -72,25 +91,30 @@ impl ResultCache {
         // No two loads of an engine share slot and version; what else makes scores is there for the reader's peace.
         let (row_type, width, outputs) = (schema.row_type, schema.width(), schema.outputs);
         let (version, texts) = (model.version(), schema.kinds.text_columns().len());
-        let scope =
-            format!("{slot} {version} {} {row_type:?} {width} {texts} {outputs} {}", model.sha256(), model.name());
+        let rounding = model.preprocessor().filter(|steps| steps.quantizer().is_some()).cloned();
+        let rounded = rounding.as_ref().map(|steps| steps.digest());
+        let scope = format!(
+            "{slot} {version} {} {row_type:?} {width} {texts} {outputs} {rounded:?} {}",
+            model.sha256(),
+            model.name()
+        );
         let keys = RowHasher::new(&self.secret, scope.as_bytes());
         let admitted = if self.policy.auto {
-            self.measure(model, &keys).map(|score_ns| Some(Mutex::new(LookPolicy::new(score_ns))))
+            self.measure(model, &keys, rounding.as_deref()).map(|score_ns| Some(Mutex::new(LookPolicy::new(score_ns))))
         } else {
             Some(None)
         };
-        admitted.map(|looking| Arc::new(Admitted { keys, looking }))
+        admitted.map(|looking| Arc::new(Admitted { keys, rounding, looking }))
     }
 
     /// What scoring a row costs, in nanoseconds, if looking it up costs less.
-    fn measure(&self, model: &LoadedModel, keys: &RowHasher) -> Option<f64> {
+    fn measure(&self, model: &LoadedModel, keys: &RowHasher, by: Option<&Preprocessor>) -> Option<f64> {
         let costs = (model.nanos_a_row(1), model.nanos_a_row(BATCH_USUAL));
         let (Ok(alone), Ok(batched)) = costs else {
             tracing::warn!(model = model.name(), "cannot be timed, so its requests are not looked up in the cache");
             return None;
         };
-        let lookup = nanos_a_lookup(keys, model.schema().width(), self.policy);
+        let lookup = nanos_a_lookup(keys, (model.schema(), by), self.policy);
         let cheaper = lookup < batched;
         tracing::info!(
             model = model.name(),
@@ -106,18 +130,32 @@ impl ResultCache {
 }
 
 impl Admitted {
+    /// The key of a request that is looked up.
+    fn key(&self, entry: &Entry<Queued>, look: Look, rounding: &mut Rounding<'_>) -> Option<CacheKey> {
+        let texts = texts_of(entry);
+        let values = rounding.round(features_of(entry), texts)?;
+        look.includes(values, texts).then(|| self.keys.key(values, texts))
+    }
+
     fn look(&self) -> Look {
         self.looking.as_ref().map_or(Look::All, |policy| policy.lock().look())
     }
 }
 
-/// A key, a lookup that finds nothing, and putting a result in, all under locks that nobody else wants.
-fn nanos_a_lookup(keys: &RowHasher, width: usize, policy: CachePolicy) -> f64 {
+/// A row's rounding, a key, a lookup that finds nothing, and putting a result in, all under locks that nobody else wants.
+fn nanos_a_lookup(keys: &RowHasher, (schema, by): (&ModelSchema, Option<&Preprocessor>), policy: CachePolicy) -> f64 {
     let bytes_max = policy.bytes_max.min(NonZeroUsize::new(TIMED_BYTES_MAX).unwrap_or(NonZeroUsize::MIN));
     let (results, in_flight): (Results, InFlight<()>) = (LruTtlCache::new(bytes_max, policy.ttl), InFlight::new());
-    let (mut row, mut tally) = (vec![0.5; width], Tally::default());
+    let (mut row, mut tally) = (vec![0.5; schema.width()], Tally::default());
+    let (cells, mut rounded) = (vec![None; schema.kinds.text_columns().len()], Vec::new());
     let mut look_up = |number| {
         row[0] = f64::from(number);
+        if let Some(by) = by {
+            let _ = std::hint::black_box(by.check(&row, &cells));
+            by.apply(&row, &cells, &mut rounded, &mut Vec::new());
+            std::hint::black_box(&rounded);
+        }
+        // Of the row as it was, which is no other's.
         let key = keys.key(&row, Texts::NONE);
         let mut flights = in_flight.lock(key);
         let now = clock::now();
@@ -186,15 +224,15 @@ impl Scheduler {
         let mut leads =
             Leads { scheduler: self, cache, admitted, id: turn.id, keys: Vec::new(), ended: 0, seen: Seen::default() };
         let (mut hits, mut rest) = (Hits::default(), Vec::with_capacity(batch.len()));
+        let admitted = Arc::clone(&leads.admitted);
+        let mut rounding = Rounding { by: admitted.rounding.as_deref(), values: Vec::new() };
         for entry in batch {
-            let (features, texts) = (features_of(&entry), texts_of(&entry));
             let rows = entry.rows as usize;
             // Of another width: its model was replaced, and scoring will say so.
-            if !fits(&entry, schema) || !look.includes(features, texts) {
+            let Some(key) = fits(&entry, schema).then(|| admitted.key(&entry, look, &mut rounding)).flatten() else {
                 rest.push(entry);
                 continue;
-            }
-            let key = leads.admitted.keys.key(features, texts);
+            };
             let first = hits.scores.len() / schema.outputs.max(1);
             let seen = &mut leads.seen;
             match cache.way_of(key, entry, started, &mut hits.scores, &mut seen.tally) {

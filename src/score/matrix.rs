@@ -112,6 +112,8 @@ struct Preparing<'b> {
 
 impl<'b> Preparing<'b> {
     fn new(preprocessor: &Arc<Preprocessor>, features: Option<&Arc<FeatureCache>>) -> Self {
+        // Rounding alone is quicker than a lookup.
+        let features = features.filter(|_| preprocessor.has_steps());
         Self {
             preprocessor: Arc::clone(preprocessor),
             cells: Vec::new(),

@@ -7,6 +7,7 @@
 //! 3. Memory does not grow with the input: a line, a row and a chunk have bounds.
 //! 4. A chunk waits for a full one only as long as the input brings whole lines: what came through a pipe goes on.
 
+mod rows;
 mod table;
 
 use std::io::{self, BufRead, BufReader, Read};
@@ -16,6 +17,7 @@ use crate::clock;
 use crate::decode::Received;
 use crate::record::{Chunk, ErrorCode, Message, NewRequest, PartitionId, Position, Reject, ReplyAddress, Work};
 
+pub use self::rows::{RowsError, each_row, entry_of, route_decoder};
 pub use self::table::{Columns, Table, TableError};
 
 /// Most bytes of a line or row: the worker's default of `record_bytes_max`.

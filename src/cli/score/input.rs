@@ -9,10 +9,8 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
 use crate::cli::Usage;
-use crate::decode::RouteDecoder;
 use crate::model::ModelEntry;
-use crate::record::ModelId;
-use crate::source::lines::{Columns, Format, Input, LinesSource, PAYLOAD_BYTES_MAX, Table, TableError};
+use crate::source::lines::{Columns, Format, Input, LinesSource, Table, TableError};
 
 /// Where rows come from, and how they are read.
 #[derive(Debug, Args)]
@@ -25,7 +23,7 @@ pub(in crate::cli) struct InputArgs {
 }
 
 /// How a table is read.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(in crate::cli) struct TableArgs {
     /// How the input is read; auto goes by the file's ending, else by its first bytes
     #[arg(long, value_name = "FORMAT", default_value = "auto")]
@@ -41,8 +39,9 @@ pub(in crate::cli) struct TableArgs {
     columns: Option<Vec<String>>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum FormatArg {
+    #[default]
     Auto,
     Jsonl,
     Csv,
@@ -137,9 +136,4 @@ pub(in crate::cli) fn source(
             })
         }
     }
-}
-
-/// How the worker reads a route's records, for lines.
-pub(in crate::cli) fn route_decoder(model: ModelId) -> RouteDecoder {
-    RouteDecoder { record_bytes_max: PAYLOAD_BYTES_MAX, ..RouteDecoder::new(model, "") }
 }

@@ -13,7 +13,8 @@ use serde_json::Value as Json;
 use super::*;
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 use crate::model::{
-    Action, Backend, Category, GraphOptimization, Input, Method, ModelType, Real, RowType, Sandbox, Unknown,
+    Action, Backend, Category, GraphOptimization, Input, Method, ModelType, Quantization, Real, RowType, Sandbox,
+    Unknown,
 };
 use crate::score::{Trial, TrialMode};
 
@@ -100,6 +101,8 @@ compile_model = "auto"
 sha256 = ""
 trusted = false
 enable_model_quantization = false
+enable_quantization = "off"
+calibration = ""
 reload = "off"
 candidate = []
 preprocess = []
@@ -207,6 +210,8 @@ type = "lightgbm"
 compile_model = false
 trusted = true
 enable_model_quantization = true
+enable_quantization = "f16"
+calibration = "rows$$.csv"
 sha256 = "000102030405060708090A0B0C0D0E0F101112131415161718191a1b1c1d1e1f"
 [model.python]
 interpreter = "venv/bin/python"
@@ -264,6 +269,8 @@ compile_model = true
 sha256 = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 trusted = true
 enable_model_quantization = true
+enable_quantization = "u8"
+calibration = "/var/rows.jsonl"
 [model.onnx]
 intra_threads = 64
 inter_threads = 2
@@ -402,6 +409,8 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(config.models[0].sha256.map(|digest| digest[31]), Some(0x1f));
     assert_eq!([Backend::Reference, Backend::Auto], [0, 1].map(|at: usize| config.models[at].load.backend));
     assert!(config.models[0].load.trusted && config.models[0].load.quantize);
+    assert_eq!(config.models[0].load.quantize_inputs, Quantization::F16);
+    assert_eq!(config.models[0].load.calibration.as_deref(), Some(Path::new("/etc/forebay/rows$.csv")));
     let steps = &config.models[1].load.preprocess;
     let scale = Action::Scale { offset: vec![Real(0.0)], divisor: vec![Real(2.0), Real(4.0)] };
     assert_eq!((steps.len(), &steps[2].action), (6, &scale));
@@ -418,6 +427,8 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(candidate.trial, Trial { mode: TrialMode::Canary, share: 0.25 });
     assert_eq!((candidate.load.model_type, candidate.load.backend), (Some(ModelType::Sklearn), Backend::Compiled));
     assert!(candidate.load.trusted && candidate.load.quantize && candidate.sha256 == config.models[0].sha256);
+    assert_eq!(candidate.load.quantize_inputs, Quantization::U8);
+    assert_eq!(candidate.load.calibration.as_deref(), Some(Path::new("/var/rows.jsonl")));
     assert_eq!(config.admin.token.as_ref().map(ClientValue::expose), Some("hunter2"));
     let python = &config.models[0].load.python;
     assert_eq!(python.interpreter, Path::new("/etc/forebay/venv/bin/python"));

@@ -108,6 +108,11 @@ impl<S: Sum> Kernel<S> {
         }
     }
 
+    /// Whether there are no trees.
+    pub(super) fn is_linear(&self) -> bool {
+        matches!(self, Self::Linear(_))
+    }
+
     /// Bytes that scoring reads.
     pub(super) fn bytes(&self) -> usize {
         match self {

@@ -3,7 +3,7 @@
 
 use super::super::validate::Asked;
 use super::super::{
-    Backend, LoadOptions, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Scorer, load,
+    Backend, InputForm, LoadOptions, Model, ModelBytes, ModelError, ModelSchema, ModelType, RowType, Scorer, load,
 };
 use super::PythonModel;
 use super::process::{Converted, NotLoaded};
@@ -135,6 +135,10 @@ impl Model for ConvertedModel {
 
     fn is_compiled(&self) -> bool {
         self.graph.is_compiled()
+    }
+
+    fn input_form(&self) -> InputForm {
+        self.graph.input_form()
     }
 
     fn runs_native_code(&self) -> bool {
