@@ -37,7 +37,7 @@ demo: build ## Stream 50,000 real records through an in-process broker
 demo-kafka: setup-kafka build ## The same on its own Kafka broker: exactly once, one worker of two killed
 	@tests/servers/with-kafka $(FOREBAY) demo --brokers '{brokers}'
 
-INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-onnx_full index-xgboost index-forest index-treelite index-python index-onnx_trees index-tl2cgen index-preprocess)
+INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-onnx_full index-xgboost index-forest index-treelite index-python index-onnx_trees index-tl2cgen index-preprocess index-quantize)
 test: setup $(INDEXES) ## Run all tests, those against a real broker too
 	@: >target/skips.txt
 	FOREBAY_SKIPS=$(CURDIR)/target/skips.txt $(CARGO) test $(BUILD) --features failpoints
@@ -60,6 +60,7 @@ target/models/index-%.json: tests/models_%.py tests/models.py tests/requirements
 target/models/index-forest.json: tests/xgboost_binary.py
 target/models/index-treelite.json target/models/index-onnx_trees.json: tests/models_forest.py tests/xgboost_binary.py
 target/models/index-onnx_trees.json: tests/models_onnx.py
+target/models/index-quantize.json: tests/models_onnx.py
 target/models/index-tl2cgen.json: tests/models_treelite.py tests/models_forest.py tests/xgboost_binary.py
 
 fuzz: setup target/models/index-forest.json target/models/index-treelite.json target/models/index-onnx_trees.json ## Damage a million model files a reader, five million JSON bodies, as many offset maps

@@ -256,7 +256,7 @@ fn weights_of_8_bits_score_as_python_says_and_the_drift_is_told() {
     assert!(worst <= TOLERANCE, "{worst:e}");
 
     let sample = Sample { rows: table.values, expected: expected(name, "expected.jsonl"), ..Sample::default() };
-    let drift = drift(name, original.as_ref(), model.as_ref(), Some(&sample)).unwrap();
+    let drift = drift(name, original.as_ref(), model.as_ref(), Some(&sample), None).unwrap();
     println!("{drift:?}");
     let differences: Vec<f64> = scores.iter().zip(&sample.expected).map(|(a, b)| (a - b).abs()).collect();
     let moved = drift.sample.unwrap();

@@ -8,8 +8,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::load::hex;
-use super::quantize::Range;
-use super::{Calibration, ModelSchema, Preprocessor};
+use super::{Calibration, FeatureRange, ModelSchema, Preprocessor};
 use crate::source::lines::{self, Columns, Format, Input, LinesSource, Table};
 
 /// Fewer rows say too little of what is to come.
@@ -25,14 +24,14 @@ pub(super) fn ranges(
     path: &Path,
     steps: &Preprocessor,
     schema: &ModelSchema,
-) -> Result<(Vec<Range>, Calibration), String> {
+) -> Result<(Vec<FeatureRange>, Calibration), String> {
     let told = |reason: String| format!("calibration {}: {reason}", path.display());
     let mut file = File::open(path).map(Hashing::new).map_err(|error| {
         told(format!(
             "cannot read the file: {error}; name a file of rows (JSON lines, CSV or TSV) that the model is to score"
         ))
     })?;
-    let mut ranges = vec![Range::default(); schema.width()];
+    let mut ranges = vec![FeatureRange::default(); schema.width()];
     let mut rows = 0;
     {
         let mut values = Vec::new();

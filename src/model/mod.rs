@@ -57,7 +57,7 @@ pub use self::onnx_options::{GraphOptimization, OnnxOptions};
 pub use self::options::LoadOptions;
 pub use self::preprocess::{Action, Category, Preprocessor, Real, Step, Unfit, Unknown};
 pub use self::python_options::{Input, Method, PythonOptions, Sandbox};
-pub use self::quantize::{Calibration, InputForm, Quantization, Quantizer};
+pub use self::quantize::{Calibration, FeatureRange, InputForm, Quantization, Quantizer};
 pub use self::runner::RunnerStats;
 pub use self::sample::SampleFiles;
 use self::validate::{Asked, Asking, Check, Sample, Validation};

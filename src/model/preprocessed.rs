@@ -43,9 +43,8 @@ impl PreprocessedModel {
             schema.details.push(("preprocessing".to_owned(), format!("{} steps", options.preprocess.len())));
         }
         let quantizer = match (options.quantize_inputs, inner.input_form()) {
-            (Quantization::Off, _) => None,
-            // The model's own details say so.
-            (_, InputForm::Native) => None,
+            // Of a native form the model's own details tell.
+            (Quantization::Off, _) | (_, InputForm::Native) => None,
             (_, InputForm::Unknown) => return Err(refuse(LIBRARY_OF_TREES.to_owned())),
             (Quantization::F16, InputForm::Numbers) => Some(Quantizer::half(&rounds(&steps, own))),
             (Quantization::U8, InputForm::Numbers) => Some(levels(options, &steps, (&schema, own)).map_err(refuse)?),

@@ -2,7 +2,8 @@
 //!
 //! Three tables, in CPU time so that other work on the machine counts little: nanoseconds an operation of forebay's cache and of `quick_cache` (both full, 64 MiB, one and two threads),
 //! nanoseconds a row of the models, and nanoseconds a request through the whole engine with the cache off, on and
-//! deciding by itself, for rows that all differ and for rows that come again.
+//! deciding by itself, for rows that all differ and for rows that come again. Before them, what the feature cache takes to
+//! find a preprocessed row again beside the steps themselves.
 #![allow(clippy::print_stdout, reason = "it is a program")]
 
 use std::hash::{BuildHasherDefault, Hasher};
@@ -19,7 +20,10 @@ use forebay::batch::BatchPolicy;
 use forebay::cache::{CacheKey, CachePolicy, LruTtlCache, RowHasher, Secret, Tally};
 use forebay::clock;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, ModelSpec};
-use forebay::model::{self, LoadOptions, ModelBytes, RowType, Rows, Values};
+use forebay::model::{
+    self, Action, Calibration, Category, FeatureKinds, FeatureRange, LoadOptions, ModelBytes, ModelSchema, ModelType,
+    Preprocessor, Quantizer, Real, RowType, Rows, Step, Unknown, Values,
+};
 use forebay::placement::Pin;
 use forebay::record::{Chunk, ModelId, NewRequest, PartitionId, Position, Priority, ReplyAddress, ScoredBatch, Texts};
 use forebay::score::{Submitter, SubmitterId};
@@ -64,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         let ns = best_short(pass, 1_024);
         println!("  key of {width:3} values                       {ns:8.0}");
     }
+    steps(&secret);
     compare::<LruTtlCache<Box<[f64]>>>("lru, sharded")?;
     compare::<Quick>("quick_cache")?;
     for path in &arguments.model {
@@ -72,6 +77,100 @@ fn main() -> anyhow::Result<()> {
         engine(path)?;
     }
     Ok(())
+}
+
+/// The features of the steps' rows.
+const STEPS_WIDTH: usize = 28;
+/// Rows that the feature cache holds when it has filled 64 MiB with them, and those that are asked for at a time.
+const STEPS_KEPT: usize = 200_000;
+const STEPS_ROWS: usize = 1_024;
+
+/// What the steps before a model take for a row, and what the feature cache takes instead (a hit), or besides (a miss).
+fn steps(secret: &Secret) {
+    let real = |value| vec![Real(value)];
+    let names: Vec<String> = (0..STEPS_WIDTH).map(|place| format!("f{place}")).collect();
+    let step = |count: usize, action| Step { features: names[..count].to_vec(), action };
+    let codes = (0..50).map(|code| (Category::Number(f64::from(code).to_bits()), Real(f64::from(code) / 7.0)));
+    let code = |count| step(count, Action::Categories { codes: codes.clone().collect(), unknown: Unknown::Missing });
+    let impute = |count| step(count, Action::Impute(real(0.5)));
+    let scale = || step(STEPS_WIDTH, Action::Scale { offset: real(0.1), divisor: real(1.7) });
+    let clip = || step(STEPS_WIDTH, Action::Clip { min: real(-2.5), max: real(2.5) });
+    let log = || step(STEPS_WIDTH, Action::Log1p);
+    let cases = [
+        ("impute, 4 of 28 features", vec![impute(4)]),
+        ("impute, standard, clip, all 28", vec![impute(STEPS_WIDTH), scale(), clip()]),
+        ("50 categories, 8 of 28", vec![code(8)]),
+        ("50 categories, all 28, and impute", vec![code(STEPS_WIDTH), impute(STEPS_WIDTH)]),
+        ("log1p, impute, standard, clip, all", vec![log(), impute(STEPS_WIDTH), scale(), clip()]),
+    ];
+    println!(
+        "steps before a model, rows of 28 values; ns a row          steps  hit, few  hit, 64 MiB  miss  hit/steps"
+    );
+    let range = Some(FeatureRange { min: -3.0, max: 3.0 });
+    let calibration = Calibration { path: PathBuf::new(), sha256: String::new(), rows: 0 };
+    let rounding = [
+        ("none, rounded to f16", Vec::new(), Some(Quantizer::half(&[true; STEPS_WIDTH]))),
+        ("none, rounded to u8", Vec::new(), Some(Quantizer::levels(&[range; STEPS_WIDTH], calibration))),
+    ];
+    for (name, steps, quantizer) in cases.into_iter().map(|(name, steps)| (name, steps, None)).chain(rounding) {
+        let schema = ModelSchema {
+            model_type: ModelType::LightGbm,
+            feature_names: names.clone(),
+            kinds: FeatureKinds::default(),
+            row_type: RowType::F64,
+            outputs: 1,
+            details: Vec::new(),
+        };
+        let steps = Preprocessor::new(&steps, &schema).expect("they fit the schema");
+        let steps = match quantizer {
+            Some(quantizer) => steps.with_quantizer(quantizer),
+            None => steps,
+        };
+        let (mut out, mut texts) = (Vec::new(), Vec::new());
+        let mut apply = |row: &[f64]| {
+            let _ = std::hint::black_box(steps.check(row, &[]));
+            steps.apply(row, &[], &mut out, &mut texts);
+            std::hint::black_box(&out);
+        };
+        let rows = rows(STEPS_KEPT, STEPS_WIDTH, 0);
+        let first = &rows[..STEPS_ROWS * STEPS_WIDTH];
+        let own = best_short(|| first.chunks(STEPS_WIDTH).for_each(&mut apply), STEPS_ROWS);
+        let [few, full, miss] = lookups(secret, steps.digest(), &rows);
+        println!("  {name:50}  {own:9.0} {few:9.0} {full:12.0} {miss:5.0}  {:9.2}", full / own);
+    }
+}
+
+/// Nanoseconds of a lookup as the score threads make it, which copies what it finds: in a cache of a thousand rows, in one
+/// of 64 MiB, and of one that finds nothing and keeps the row.
+fn lookups(secret: &Secret, scope: &[u8], rows: &[f64]) -> [f64; 3] {
+    let (keys, now) = (RowHasher::new(secret, scope), clock::now());
+    let cache = LruTtlCache::<Box<[f64]>>::new(NonZeroUsize::new(BYTES_MAX).expect("64 MiB"), TTL);
+    let mut out = vec![0.0; STEPS_WIDTH];
+    let mut find = |row: &[f64]| {
+        let key = keys.key(row, Texts::NONE);
+        let found = cache.get(key, now, &mut Tally::default(), |prepared| out.copy_from_slice(prepared)).is_some();
+        std::hint::black_box(&out);
+        (key, found)
+    };
+    let keep = |key, row: &[f64]| cache.insert(key, row.into(), now, &mut Tally::default());
+    let first = &rows[..STEPS_ROWS * STEPS_WIDTH];
+    first.chunks(STEPS_WIDTH).for_each(|row| keep(keys.key(row, Texts::NONE), row));
+    let few = best_short(|| first.chunks(STEPS_WIDTH).for_each(|row| assert!(find(row).1)), STEPS_ROWS);
+    let start = clock::now();
+    for row in rows.chunks(STEPS_WIDTH).skip(STEPS_ROWS) {
+        let (key, found) = find(row);
+        assert!(!found);
+        keep(key, row);
+    }
+    let miss = (clock::now() - start).as_secs_f64() * 1e9 / (STEPS_KEPT - STEPS_ROWS) as f64;
+    // Far apart, so that none is in the processor's own caches; those that had to make room are passed over.
+    let kept: Vec<&[f64]> = rows.chunks(STEPS_WIDTH).filter(|row| find(row).1).collect();
+    let start = clock::now();
+    for place in 0..kept.len() {
+        find(kept[place * 7_919 % kept.len()]);
+    }
+    let full = (clock::now() - start).as_secs_f64() * 1e9 / kept.len() as f64;
+    [few, full, miss]
 }
 
 /// The best pass, in nanoseconds an operation.

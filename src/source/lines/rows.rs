@@ -33,8 +33,8 @@ pub fn route_decoder(model: ModelId) -> RouteDecoder {
 /// What readers of rows must know of a model with this schema.
 #[must_use]
 pub fn entry_of(schema: &ModelSchema) -> ModelEntry {
-    let priority = Priority::new(1).expect("1 is not 0");
-    ModelEntry::new(ModelId(0), "model", schema, vec![LevelTimeout::default()], priority)
+    const PRIORITY: Priority = Priority::new(1).expect("1 is not 0");
+    ModelEntry::new(ModelId(0), "model", schema, vec![LevelTimeout::default()], PRIORITY)
 }
 
 /// Reads all requests of a source that was made for [`entry_of`] a schema, as the worker would read them.
