@@ -60,7 +60,7 @@ target/models/index-%.json: tests/models_%.py tests/models.py tests/requirements
 target/models/index-forest.json: tests/xgboost_binary.py
 target/models/index-treelite.json target/models/index-onnx_trees.json: tests/models_forest.py tests/xgboost_binary.py
 target/models/index-onnx_trees.json: tests/models_onnx.py
-target/models/index-quantize.json: tests/models_onnx.py
+target/models/index-quantize.json: tests/models_onnx.py tests/models_preprocess.py
 target/models/index-tl2cgen.json: tests/models_treelite.py tests/models_forest.py tests/xgboost_binary.py
 
 fuzz: setup target/models/index-forest.json target/models/index-treelite.json target/models/index-onnx_trees.json ## Damage a million model files a reader, five million JSON bodies, as many offset maps

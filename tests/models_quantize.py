@@ -7,6 +7,7 @@ OUT_DIR/quantize_NAME/ holds
     calibration.csv, .jsonl       training rows, which ranges are taken from; one feature of them is constant
     rows.jsonl                    rows held out of training, some far beyond those ranges; null is a missing value
     expected_FORM.jsonl           the library's scores of them: off (as they are), f16 and u8 (rounded by NumPy)
+    steps.toml                    of quantize_steps: the [[model.preprocess]] tables, behind which rows are rounded
 and OUT_DIR/index-quantize.json, written last, lists them: name, file, calibration, tolerance, rows.
 """
 
@@ -25,9 +26,11 @@ import onnxruntime
 import skops.io
 from skl2onnx.common.data_types import DoubleTensorType
 from sklearn.linear_model import LinearRegression
+from sklearn.preprocessing import StandardScaler
 
 from models import HIGGS_FEATURES, higgs, json_row, mass
 from models_onnx import mlp, scaled_logistic
+from models_preprocess import step_toml
 
 CONSTANT = 5
 HALF_MAX = 65504.0
@@ -41,6 +44,7 @@ def main(arguments):
     for old in out.glob("quantize_*"):
         shutil.rmtree(old)
     index = [write(out, name, *make) for name, make in MODELS.items()]
+    write_steps(out / "quantize_steps")
     (out / "index-quantize.json").write_text(json.dumps(index, indent=1) + "\n")
     print(f"models of rounded features: {len(index)} in {out}, NumPy {np.__version__}")
     return 0
@@ -114,6 +118,43 @@ def write(out, name, save, ending, tolerance):
         "name": folder.name, "file": path.name, "calibration": f"calibration.{ending}", "tolerance": tolerance,
         "rows": len(rows), "calibration_rows": len(calibration), "rounded_u8": len(HIGGS_FEATURES) - 1,
     }
+
+
+# What f16 and u8 would both move, and no other colour has.
+COLOURS = {"red": 0.1, "green": 1.3, "blue": -7.7}
+
+
+def write_steps(folder):
+    """A linear model behind a scaler, and the codes of a text, which stay as they are."""
+    folder.mkdir(parents=True)
+    (train, labels), (rows, _) = higgs("train"), higgs("test")
+    scaler = StandardScaler().fit(train)
+
+    def coloured(rows, seed):
+        return np.array(list(COLOURS))[np.random.RandomState(seed).randint(len(COLOURS), size=len(rows))]
+
+    def prepared(rows, colours):
+        return scaler.transform(rows), np.array([[COLOURS[colour]] for colour in colours])
+
+    train_colours, colours = coloured(train, 1), coloured(rows, 2)
+    scaled, codes = prepared(train, train_colours)
+    model = LinearRegression().fit(np.hstack([scaled, codes]), mass(train, labels) + 3 * codes[:, 0])
+    skops.io.dump(model, folder / "model.skops")
+    names = [f"f{place}" for place in range(train.shape[1] + 1)]
+    steps = [
+        ("standard", names[:-1], {"mean": scaler.mean_, "std": scaler.scale_}),
+        ("categories", names[-1:], {}),
+    ]
+    codes_toml = ", ".join(f"{colour} = {code}" for colour, code in COLOURS.items())
+    toml = "".join(step_toml(*step) for step in steps) + f"codes = {{ {codes_toml} }}\n"
+    (folder / "steps.toml").write_text(toml)
+    for name, table, colour in ("calibration", train, train_colours), ("rows", rows, colours):
+        lines = (json.dumps([*row, str(text)]) + "\n" for row, text in zip(table.tolist(), colour))
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    own, own_codes = prepared(rows, colours)
+    for form, rounded in FORMS.items():
+        scores = model.predict(np.hstack([rounded(own, scaled), own_codes]))
+        (folder / f"expected_{form}.jsonl").write_text("".join(f"[{float(score)!r}]\n" for score in scores))
 
 
 def write_rows(path, rows, is_table):

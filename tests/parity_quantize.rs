@@ -113,6 +113,35 @@ fn scores_are_pythons_of_rows_that_numpy_rounded() {
     }
 }
 
+/// Through the worker's own way of a batch: `forebay score`.
+#[test]
+fn rows_are_rounded_behind_the_steps_and_codes_stay() {
+    let folder = models().join("quantize_steps");
+    let temp = tempfile::tempdir().unwrap();
+    let steps = fs::read_to_string(folder.join("steps.toml")).unwrap();
+    let exact = table(&folder.join("expected_off.jsonl"));
+    for form in ["off", "f16", "u8"] {
+        let toml = temp.path().join("worker.toml");
+        let text = format!(
+            "[kafka]\ngroup = \"g\"\n[[route]]\ninput = [\"a\"]\nreply_topic = \"b\"\n[[model]]\nname = \"m\"\n\
+             path = \"{0}/model.skops\"\nenable_quantization = \"{form}\"\ncalibration = \"{0}/calibration.jsonl\"\n{steps}\
+             [model.python]\nprocesses = 1\ninterpreter = \"{1}/.venv/test/bin/python\"\n",
+            folder.display(),
+            root().display()
+        );
+        fs::write(&toml, text).unwrap();
+        let rows = folder.join("rows.jsonl");
+        let output = forebay(&["score", "-m", "m", "--config", toml.to_str().unwrap(), rows.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let score = |line: &str| serde_json::from_str::<Value>(line).unwrap()["prediction"][0].as_f64().unwrap();
+        let scores: Vec<f64> = String::from_utf8(output.stdout).unwrap().lines().map(score).collect();
+        let expected = table(&folder.join(format!("expected_{form}.jsonl")));
+        let (worst, moved) = (apart(&scores, &expected), apart(&exact, &expected));
+        assert!(worst <= 1e-9, "{form}: differs by {worst:e}");
+        assert!(form == "off" || moved > 1e-5, "{form}: nothing was rounded");
+    }
+}
+
 #[test]
 fn trees_are_left_as_they_are_and_a_linear_booster_is_rounded() {
     let higgs = root().join("tests/data/higgs/higgs.model.txt");
@@ -259,15 +288,21 @@ fn the_command_line_rounds_and_says_how_far_scores_move() {
     };
     let (code, told, errors) = validate(&file("expected_u8.jsonl"), &[]);
     assert_eq!(code, Some(0), "{told}{errors}");
-    for part in
-        ["rounded features move scores", "500 sample rows: max ", "7000 calibration rows: max ", "classes changed"]
-    {
+    for part in [
+        "rounded features move scores",
+        "500 sample rows: max ",
+        "7000 calibration rows: max ",
+        "classes changed",
+        "values of the sample are out of range",
+    ] {
         assert!(told.contains(part), "{told}");
     }
     let (code, told, _) = validate(&file("expected_off.jsonl"), &["--json"]);
     assert_eq!(code, Some(4), "{told}");
     let report: Value = serde_json::from_str(&told).unwrap();
     let drift = &report["input_drift"];
+    // At least the rows that the script pushes out.
+    assert!(report["inputs_out_of_range"].as_u64().unwrap() >= 500 / 7 * 2, "{told}");
     assert!(drift["sample"]["max"].as_f64().unwrap() > drift["calibration"]["max"].as_f64().unwrap(), "{told}");
     assert_eq!((drift["calibration"]["rows"].as_u64(), &report["drift"]), (Some(7000), &Value::Null));
     let output = forebay(&["model", "inspect", &graph, "--quantize-inputs", "u8"]);

@@ -2,6 +2,7 @@
 
 mod compile;
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -202,6 +203,7 @@ fn run_validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
             "checks": validation.checks,
             "drift": drifts.weights,
             "input_drift": drifts.inputs,
+            "inputs_out_of_range": drifts.out_of_range,
         });
         serde_json::to_string_pretty(&report)?
     } else {
@@ -216,6 +218,8 @@ struct Drifts {
     weights: Option<Drift>,
     /// `None` also where features need no rounding.
     inputs: Option<Drift>,
+    /// Values of the sample that are beyond what the rounded form holds.
+    out_of_range: Option<usize>,
     quantizes_inputs: bool,
 }
 
@@ -243,14 +247,25 @@ impl Drifts {
         } else {
             None
         };
-        Ok(Self { weights, inputs, quantizes_inputs: options.quantize_inputs != Quantization::Off })
+        let out_of_range = sample.zip(steps.filter(|_| inputs.is_some())).map(|(sample, steps)| {
+            let texts: Vec<Option<&str>> = sample.texts.iter().map(Option::as_deref).collect();
+            steps.out_of_range(&sample.rows, &texts)
+        });
+        let quantizes_inputs = options.quantize_inputs != Quantization::Off;
+        Ok(Self { weights, inputs, out_of_range, quantizes_inputs })
     }
 
     fn checks(&self, schema: &ModelSchema) -> Vec<Check> {
         let weights = self.weights.as_ref().map(|drift| drift.check("quantized scores move"));
         let name = "rounded features move scores";
         let inputs = match &self.inputs {
-            Some(drift) => Some(drift.check(name)),
+            Some(drift) => {
+                let mut check = drift.check(name);
+                if let Some(count) = self.out_of_range {
+                    let _ = write!(check.detail, "; {count} values of the sample are out of range");
+                }
+                Some(check)
+            }
             None => self.quantizes_inputs.then(|| {
                 let told = schema.details.iter().find(|(name, _)| name.ends_with("quantization"));
                 let detail = told.map(|(_, told)| told.clone()).unwrap_or_default();

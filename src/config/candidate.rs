@@ -38,7 +38,10 @@ pub(super) fn candidate(
     if !raw.calibration.is_empty() {
         load.calibration = Some(base_dir.join(&raw.calibration));
     }
-    check.calibration(&key, &load);
+    // What it takes over from its model is the model's problem.
+    if load.quantize_inputs != model.quantize_inputs {
+        check.calibration(&key, &load);
+    }
     let sha256 = if raw.sha256.is_empty() { None } else { parse_sha256(&raw.sha256) };
     if sha256.is_none() && !raw.sha256.is_empty() {
         let wanted = "64 hex digits, as sha256sum prints them, or \"\" for any file";

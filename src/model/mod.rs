@@ -5,6 +5,7 @@
 //! - [`load`] reads a file once, hashes it, checks the pin, finds the kind and parses those same bytes.
 //! - [`Backend`] is what scores a tree model: the compiled forest, or the library that it was trained with.
 //! - [`LoadedModel`] is a version in service: schema, digest, and a scorer for each score thread.
+//! - [`Preprocessor`] and [`Quantizer`] are what is done to features before a model sees them.
 //! - [`Catalog`] is what a decoder must know of the loaded models.
 //! - [`validate`] asks a model the questions that a wrong binding would answer wrongly, [`drift`] how far quantization moves
 //!   its scores, [`compare`] whether both backends

@@ -122,6 +122,8 @@ pub struct Preprocessor {
     inner_text_columns: Vec<usize>,
     inner_is_f32: bool,
     words: Vec<String>,
+    /// Without any, rows come out as they went in.
+    has_steps: bool,
     /// Comes after the steps.
     quantizer: Option<Quantizer>,
     digest: [u8; 32],
@@ -207,8 +209,20 @@ impl Preprocessor {
         let inner_is_f32 = schema.row_type == RowType::F32;
         let subject = format!("{steps:?} {own:?} {:?} {:?}", schema.kinds, schema.row_type);
         let digest = *blake3::hash(subject.as_bytes()).as_bytes();
-        let quantizer = None;
-        Ok(Self { ops, names, kinds, target, passed_texts, inner_text_columns, inner_is_f32, words, quantizer, digest })
+        let has_steps = ops.iter().any(|ops| !ops.is_empty()) || !target.is_sorted();
+        Ok(Self {
+            ops,
+            names,
+            kinds,
+            target,
+            passed_texts,
+            inner_text_columns,
+            inner_is_f32,
+            words,
+            has_steps,
+            quantizer: None,
+            digest,
+        })
     }
 
     /// The same steps, and a rounding of what they give.
@@ -228,7 +242,7 @@ impl Preprocessor {
     /// Whether there are steps; without any, rows come out as they went in, but for the rounding.
     #[must_use]
     pub fn has_steps(&self) -> bool {
-        self.ops.iter().any(|ops| !ops.is_empty()) || !self.target.is_sorted()
+        self.has_steps
     }
 
     /// The model's columns that hold the numbers of categories.
@@ -291,6 +305,9 @@ impl Preprocessor {
     /// # Errors
     /// The first value that cannot.
     pub fn check(&self, values: &[f64], texts: &[Option<&str>]) -> Result<(), Unfit> {
+        if !self.has_steps && !self.inner_is_f32 {
+            return Ok(());
+        }
         let text_width = self.kinds.text_columns().len();
         for (row, values) in values.chunks_exact(self.names.len()).enumerate() {
             let mut texts = texts[row * text_width..].iter();
@@ -310,8 +327,31 @@ impl Preprocessor {
         self.kinds.of(column) == FeatureKind::Text
     }
 
-    /// Preprocesses rows, into the model's order, and rounds them if there is a quantizer. Values that [`Preprocessor::check`] refuses become NaN.
+    /// Preprocesses rows, into the model's order, and rounds them if there is a quantizer. Values that
+    /// [`Preprocessor::check`] refuses become NaN.
     pub fn apply<'t>(
+        &self,
+        values: &[f64],
+        texts: &[Option<&'t str>],
+        out: &mut Vec<f64>,
+        out_texts: &mut Vec<Option<&'t str>>,
+    ) {
+        self.run_steps(values, texts, out, out_texts);
+        if let Some(quantizer) = &self.quantizer {
+            quantizer.apply(out);
+        }
+    }
+
+    /// How many values the steps give that are beyond what the quantizer's form holds.
+    #[must_use]
+    pub fn out_of_range(&self, values: &[f64], texts: &[Option<&str>]) -> usize {
+        let Some(quantizer) = &self.quantizer else { return 0 };
+        let mut out = Vec::new();
+        self.run_steps(values, texts, &mut out, &mut Vec::new());
+        quantizer.out_of_range(&out)
+    }
+
+    fn run_steps<'t>(
         &self,
         values: &[f64],
         texts: &[Option<&'t str>],
@@ -320,8 +360,12 @@ impl Preprocessor {
     ) {
         let (width, text_width) = (self.names.len(), self.kinds.text_columns().len());
         out.clear();
-        out.resize(values.len(), f64::NAN);
         self.pass_texts(texts, out_texts);
+        if !self.has_steps {
+            out.extend_from_slice(values);
+            return;
+        }
+        out.resize(values.len(), f64::NAN);
         for (row, (values, out)) in values.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
             let own_texts = &texts[row * text_width..(row + 1) * text_width];
             let mut next_text = own_texts.iter();
@@ -329,9 +373,6 @@ impl Preprocessor {
                 let text = self.is_text(column).then(|| next_text.next().copied().flatten()).flatten();
                 out[self.target[column]] = run(ops, *value, text).unwrap_or(f64::NAN);
             }
-        }
-        if let Some(quantizer) = &self.quantizer {
-            quantizer.apply(out);
         }
         debug_assert_eq!(out_texts.len(), self.inner_text_columns.len() * values.len() / width.max(1));
     }
@@ -405,146 +446,4 @@ fn clipped(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::ModelType;
-    use super::*;
-
-    fn schema(names: &[&str]) -> ModelSchema {
-        ModelSchema {
-            model_type: ModelType::LightGbm,
-            feature_names: names.iter().map(|name| (*name).to_owned()).collect(),
-            kinds: FeatureKinds::default(),
-            row_type: RowType::F64,
-            outputs: 1,
-            details: Vec::new(),
-        }
-    }
-
-    fn step(features: &[&str], action: Action) -> Step {
-        Step { features: features.iter().map(|name| (*name).to_owned()).collect(), action }
-    }
-
-    fn apply(steps: &[Step], names: &[&str], values: &[f64], texts: &[Option<&str>]) -> Vec<f64> {
-        let preprocessor = Preprocessor::new(steps, &schema(names)).unwrap();
-        let (mut out, mut out_texts) = (Vec::new(), Vec::new());
-        preprocessor.apply(values, texts, &mut out, &mut out_texts);
-        assert!(out_texts.is_empty());
-        out
-    }
-
-    #[test]
-    fn each_step_does_what_it_says_in_order() {
-        let steps = [
-            step(&["b", "a", "c"], Action::Order),
-            step(&["a", "b"], Action::Impute(vec![Real(10.0), Real(20.0)])),
-            step(&["a"], Action::Scale { offset: vec![Real(4.0)], divisor: vec![Real(2.0)] }),
-            step(&["b"], Action::Clip { min: vec![Real(-1.0)], max: vec![Real(5.0)] }),
-            step(&["c"], Action::Log1p),
-        ];
-        // Records come as b, a, c; the model takes a, b, c.
-        let out = apply(&steps, &["a", "b", "c"], &[7.0, f64::NAN, 1.0, -3.0, 8.0, f64::NAN], &[]);
-        assert_eq!(out[..5], [3.0, 5.0, 1.0_f64.ln_1p(), 2.0, -1.0]);
-        assert!(out[5].is_nan(), "missing stays missing");
-    }
-
-    #[test]
-    fn categories_have_their_numbers_and_strangers_what_the_config_says() {
-        let codes = |unknown| Action::Categories {
-            codes: [("red", 0.0), ("green", 1.0)]
-                .map(|(name, code)| (Category::Text(name.to_owned()), Real(code)))
-                .into(),
-            unknown,
-        };
-        let texts = [Some("green"), None, Some("blue")];
-        let of = |unknown| apply(&[step(&["x"], codes(unknown))], &["x"], &[f64::NAN; 3], &texts);
-        let told = of(Unknown::Code(Real(9.0)));
-        assert!(told[1].is_nan(), "{told:?}");
-        assert_eq!((told[0], told[2]), (1.0, 9.0));
-        assert!(of(Unknown::Missing)[2].is_nan());
-        let strict = Preprocessor::new(&[step(&["x"], codes(Unknown::Error))], &schema(&["x"])).unwrap();
-        assert_eq!(strict.check(&[f64::NAN], &[Some("red")]), Ok(()));
-        let unfit = strict.check(&[f64::NAN], &[Some("blue")]).unwrap_err().to_string();
-        assert_eq!(unfit, "features[0]: x: got \"blue\", an unknown category; known are \"green\", \"red\"");
-        let numbers = Action::Categories {
-            codes: [(3.0, 0.5), (0.0, 0.25)]
-                .map(|(name, code): (f64, f64)| (Category::Number(name.to_bits()), Real(code)))
-                .into(),
-            unknown: Unknown::Error,
-        };
-        assert_eq!(apply(&[step(&["x"], numbers)], &["x"], &[3.0, -0.0], &[]), [0.5, 0.25]);
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_with_its_place() {
-        let log = Preprocessor::new(&[step(&["b"], Action::Log1p)], &schema(&["a", "b"])).unwrap();
-        let unfit = log.check(&[0.0, 1.0, 0.0, -1.0], &[]).unwrap_err();
-        assert!(unfit.column == 1 && unfit.reason.starts_with("b: got -1, wants more than -1"), "{unfit}");
-        let wrong = |steps: &[Step]| Preprocessor::new(steps, &schema(&["age", "income"])).unwrap_err();
-        assert!(wrong(&[step(&["incom"], Action::Log1p)]).contains("did you mean \"income\"?"));
-        assert!(wrong(&[step(&["age"], Action::Order)]).contains("names all features"));
-        assert!(
-            wrong(&[step(&["age"], Action::Log1p), step(&["age", "income"], Action::Order)]).contains("first step")
-        );
-        let single = ModelSchema { row_type: RowType::F32, ..schema(&["a"]) };
-        let wide = Preprocessor::new(
-            &[step(&["a"], Action::Scale { offset: vec![Real(0.0)], divisor: vec![Real(1e-30)] })],
-            &single,
-        )
-        .unwrap();
-        assert!(wide.check(&[1e30], &[]).unwrap_err().reason.contains("32-bit floats"));
-    }
-
-    /// The steps one after the other, over whole columns; what a step refuses is NaN at the end.
-    fn naive(steps: &[Step], names: &[&str], rows: &[f64]) -> Vec<f64> {
-        let mut rows = rows.to_vec();
-        let mut refused = vec![false; rows.len()];
-        for step in steps {
-            for name in &step.features {
-                let column = names.iter().position(|known| known == name).unwrap();
-                for (place, x) in rows.iter_mut().enumerate().filter(|(place, _)| place % names.len() == column) {
-                    match &step.action {
-                        Action::Impute(values) if x.is_nan() => *x = values[0].0,
-                        Action::Scale { offset, divisor } => *x = (*x - offset[0].0) / divisor[0].0,
-                        Action::Clip { min, max } if !x.is_nan() => *x = x.max(min[0].0).min(max[0].0),
-                        Action::Log1p => {
-                            refused[place] |= *x <= -1.0;
-                            *x = x.ln_1p();
-                        }
-                        _ => {}
-                    }
-                }
-            }
-        }
-        rows.iter().zip(refused).map(|(&x, refused)| if refused { f64::NAN } else { x }).collect()
-    }
-
-    fn action() -> impl Strategy<Value = Action> {
-        let real = || (-5.0..5.0_f64).prop_map(Real);
-        prop_oneof![
-            real().prop_map(|value| Action::Impute(vec![value])),
-            (real(), 0.1..3.0_f64)
-                .prop_map(|(offset, divisor)| Action::Scale { offset: vec![offset], divisor: vec![Real(divisor)] }),
-            (-5.0..0.0_f64, 0.0..5.0_f64)
-                .prop_map(|(min, max)| Action::Clip { min: vec![Real(min)], max: vec![Real(max)] }),
-            Just(Action::Log1p),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn it_is_the_steps_one_after_the_other(
-            steps in prop::collection::vec((prop::collection::btree_set(0..3_usize, 1..4), action()), 0..6),
-            rows in prop::collection::vec(prop_oneof![4 => -10.0..10.0_f64, 1 => Just(f64::NAN)], 3..=12),
-        ) {
-            let names = ["a", "b", "c"];
-            let rows = &rows[..rows.len() / 3 * 3];
-            let steps: Vec<Step> = steps.into_iter()
-                .map(|(columns, action)| step(&columns.into_iter().map(|column| names[column]).collect::<Vec<_>>(), action))
-                .collect();
-            let (own, wanted) = (apply(&steps, &names, rows, &[]), naive(&steps, &names, rows));
-            prop_assert!(own.iter().zip(&wanted).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()), "{own:?} {wanted:?}");
-        }
-    }
-}
+mod tests;

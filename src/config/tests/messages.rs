@@ -238,6 +238,16 @@ fn models_and_batches() {
         "worker.toml:11: model[0].sha256: got \"abc\", wants 64 hex digits, as sha256sum prints them, or \"\" for any \
          file"
     );
+    let missing = "calibration: is missing, and `enable_quantization = \"u8\"` takes each feature's range from it; name a file of \
+                   rows (JSON lines, CSV or TSV), or take \"f16\"";
+    assert_eq!(
+        message_with("path", "enable_quantization = \"u8\"\npath"),
+        format!("worker.toml:9: model[0].{missing}")
+    );
+    assert_eq!(
+        message(&format!("{LEAST}[[model.candidate]]\npath = \"b\"\nenable_quantization = \"u8\"\n")),
+        format!("worker.toml:12: model[0].candidate[0].{missing}")
+    );
     assert_eq!(
         message_with("models/fraud.txt", ""),
         "worker.toml:11: model[0].path: got \"\", wants the path of a model file"
