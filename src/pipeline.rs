@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
 use self::hands::{PartitionKeys, ShardGroup, ShardReturns};
@@ -35,7 +36,8 @@ use crate::record::{Chunk, Message, ModelId};
 use crate::reload::{self, ConfigSource, Reloader};
 use crate::score::{JournalFile, SubmitterId};
 use crate::sink::inbox::{Event, Inbox};
-use crate::sink::kafka::{KafkaSink, ReplyRoute, SinkError};
+use crate::sink::kafka::{KafkaSink, SinkError};
+use crate::sink::ledger::{Ledger, ReplyRoute};
 use crate::source::kafka::{KafkaSource, SourceError};
 
 /// Most records that one poll hands on.
@@ -356,8 +358,8 @@ impl Shard {
         let topics: Vec<&str> = self.decoders.iter().flat_map(|(topics, _)| topics).map(String::as_str).collect();
         let (watch, metrics) = (Arc::clone(&self.watch), Arc::clone(self.engine.metrics()));
         let mut source = KafkaSource::join(&self.settings, &topics, listener, watch, metrics, Arc::clone(&self.stop))?;
-        let sink = self.sink(&inbox, source.consumer());
-        let sink = Builder::new().name(format!("forebay-txn-{}", self.number)).spawn(move || sink.run(events))?;
+        let (sink, ledger) = (self.sink(source.consumer()), self.ledger(&inbox, events));
+        let sink = Builder::new().name(format!("forebay-txn-{}", self.number)).spawn(move || sink.run(ledger))?;
 
         let intake = Intake { shard: self, inbox: &inbox, submitter, in_flight_max };
         if let Err(error) = intake.run(&mut source, || sink.is_finished()) {
@@ -393,27 +395,27 @@ impl Shard {
         self.stop.request(Duration::ZERO);
     }
 
-    fn sink(&self, inbox: &Arc<Inbox>, group: Arc<dyn GroupMember>) -> KafkaSink {
-        let routes = self.config.routes.iter();
+    fn sink(&self, group: Arc<dyn GroupMember>) -> KafkaSink {
         KafkaSink {
             settings: self.settings.clone(),
             limits: self.config.kafka.clone(),
-            routes: routes
-                .map(|route| ReplyRoute {
-                    topic: route.reply_topic.clone(),
-                    metadata: route.reply_metadata,
-                    inputs: route.input.clone(),
-                    dead_letter: route.dead_letter.clone(),
-                })
-                .collect(),
-            inbox: Arc::clone(inbox),
             group,
             watch: Arc::clone(&self.watch),
             health: Arc::clone(&self.health),
             part: self.part("producer"),
-            metrics: Arc::clone(self.engine.metrics()),
             stop: Arc::clone(&self.stop),
         }
+    }
+
+    fn ledger(&self, inbox: &Arc<Inbox>, events: Receiver<Event>) -> Ledger {
+        let routes = self.config.routes.iter().map(|route| ReplyRoute {
+            topic: route.reply_topic.clone(),
+            metadata: route.reply_metadata,
+            inputs: route.input.clone(),
+            dead_letter: route.dead_letter.clone(),
+        });
+        let metrics = Arc::clone(self.engine.metrics());
+        Ledger::new(routes.collect(), self.config.kafka.ordering, Arc::clone(inbox), events, metrics)
     }
 
     fn decode(&self, message: &Message<'_>, received: Received, chunk: &mut Chunk) {

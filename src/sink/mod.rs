@@ -4,6 +4,8 @@
 pub(crate) mod inbox;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(feature = "kafka")]
+pub(crate) mod ledger;
 pub mod lines;
 #[cfg(feature = "kafka")]
 mod producer;

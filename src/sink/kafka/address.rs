@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::ledger::{Pending, Take};
 use super::super::producer::{ReplyProducer, TransactionError};
-use super::{CALL_BOUND, Committer, Pending, Take};
+use super::{CALL_BOUND, Committer};
 use crate::clock;
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 
@@ -32,7 +33,7 @@ impl Committer {
         let mut odd = Vec::new();
         let mut has_letters = false;
         for (id, commit) in take {
-            for (offset, pending) in self.partitions[id].tracker.sent().take(commit.records) {
+            for (offset, pending) in self.ledger.partitions[id].tracker.sent().take(commit.records) {
                 has_letters |= pending.letter;
                 if self.is_worth_a_look(pending) {
                     odd.push((*id, offset));
@@ -62,7 +63,7 @@ impl Committer {
         id: PartitionId,
         offset: i64,
     ) -> Result<bool, TransactionError> {
-        let Some(pending) = self.pending(id, offset) else {
+        let Some(pending) = self.ledger.pending(id, offset) else {
             return Ok(false);
         };
         if !self.is_worth_a_look(pending) {
@@ -71,7 +72,7 @@ impl Committer {
         let (request, chunk) = (pending.reply.ticket.request(), &pending.reply.ticket.chunk);
         let bytes = wire_bytes(pending);
         let (topic, wanted, is_named) = match pending.address() {
-            ReplyAddress::Route => (self.sink.routes[request.route as usize].topic.clone(), None, false),
+            ReplyAddress::Route => (self.ledger.routes[request.route as usize].topic.clone(), None, false),
             ReplyAddress::Named { topic, partition } => (chunk.str(topic).to_owned(), partition, true),
         };
         let TopicFacts { partitions, bytes_max, .. } = self.facts_of(producer, &topic)?;

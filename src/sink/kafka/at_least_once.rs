@@ -11,9 +11,10 @@ use rdkafka::TopicPartitionList;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use super::super::inbox::{Event, Inbox};
+use super::super::ledger::{Pending, Take};
 use super::super::producer::{ReplyProducer, TransactionError, is_definite};
 use super::refused::{REFUSED_PAUSE, Refused};
-use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError, Take};
+use super::{CALL_BOUND, Committer, IDLE, SinkError};
 use crate::client::{BATCH_BYTES, GroupMember};
 use crate::clock;
 use crate::commit::Budget;
@@ -107,15 +108,18 @@ impl Committer {
     pub(super) fn run_at_least_once(&mut self) -> Result<usize, SinkError> {
         let mut producer = self.new_producer(true)?;
         if !self.topics_exist(&producer) {
-            return Ok(self.in_flight());
+            return Ok(self.ledger.in_flight());
         }
         if self.bytes_max < BATCH_BYTES {
             // Made anew with the batches that the topics take.
             producer = self.new_producer(true)?;
         }
         self.sink.ready();
-        let thread =
-            CommitThread::start(Arc::clone(&self.sink.group), Arc::clone(&self.sink.inbox), self.sink.settings.shard());
+        let thread = CommitThread::start(
+            Arc::clone(&self.sink.group),
+            Arc::clone(&self.ledger.inbox),
+            self.sink.settings.shard(),
+        );
         let thread = thread.map_err(|error| SinkError::Fatal(format!("cannot start a thread: {error}")))?;
         let mut sending = Sending::default();
         loop {
@@ -131,12 +135,12 @@ impl Committer {
                 producer = self.replace(producer, &mut sending, &error)?;
             }
             self.commit_answered(&thread, &mut sending)?;
-            if !self.leaving.is_empty() {
+            if !self.ledger.leaving.is_empty() {
                 self.settle(&producer, &thread, &mut sending)?;
                 self.forget_leaving();
             }
             if self.is_over() {
-                return Ok(self.in_flight());
+                return Ok(self.ledger.in_flight());
             }
         }
     }
@@ -147,7 +151,7 @@ impl Committer {
         let now = clock::now();
         let left = |until: Instant| until.saturating_duration_since(now);
         let resume = sending.paused_until.map(left);
-        let is_due = self.is_news || !sending.entries.is_empty();
+        let is_due = self.ledger.is_news || !sending.entries.is_empty();
         let interval = self.sink.limits.commit_interval.max(REPORTS_WAIT);
         let commit = sending.last_commit.filter(|_| is_due && sending.commits.is_none());
         resume.into_iter().chain(commit.map(|last| left(last + interval))).fold(IDLE, Duration::min)
@@ -159,10 +163,10 @@ impl Committer {
             let Some(entry) = sending.entry(index) else { continue };
             let (id, offset) = (entry.id, entry.offset);
             let Some(code) = code else {
-                self.sink.metrics.dead_letters.inc_by(u64::from(index % 2 == 1));
+                self.ledger.metrics.dead_letters.inc_by(u64::from(index % 2 == 1));
                 entry.waits -= 1;
                 if entry.waits == 0
-                    && let Some(partition) = self.partitions.get_mut(&id)
+                    && let Some(partition) = self.ledger.partitions.get_mut(&id)
                 {
                     let pending = partition.tracker.reply(offset);
                     arrivals.extend(pending.map(|pending| pending.reply.ticket.request().arrived));
@@ -175,7 +179,7 @@ impl Committer {
             self.not_delivered(sending, id, offset, index % 2 == 1, code);
         }
         if !arrivals.is_empty() {
-            self.sink.metrics.request_seconds.add_since(clock::now(), arrivals.into_iter());
+            self.ledger.metrics.request_seconds.add_since(clock::now(), arrivals.into_iter());
         }
         sending.shrink();
     }
@@ -215,7 +219,7 @@ impl Committer {
         } else {
             tracing::debug!(%code, "a reply was not delivered; it is sent again");
         }
-        if let Some(partition) = self.partitions.get_mut(&id) {
+        if let Some(partition) = self.ledger.partitions.get_mut(&id) {
             partition.tracker.send_again(offset);
         }
     }
@@ -225,10 +229,10 @@ impl Committer {
             return Ok(());
         }
         sending.paused_until = None;
-        let ids: Vec<PartitionId> = self.partitions.keys().copied().collect();
+        let ids: Vec<PartitionId> = self.ledger.partitions.keys().copied().collect();
         let mut offsets = std::mem::take(&mut sending.offsets);
         for id in ids {
-            let Some(partition) = self.partitions.get_mut(&id) else { continue };
+            let Some(partition) = self.ledger.partitions.get_mut(&id) else { continue };
             offsets.clear();
             let mut budget = Budget::new(usize::MAX, self.sink.limits.commit_bytes_max.get());
             partition.tracker.send(&mut budget, Pending::bytes, &mut offsets);
@@ -254,19 +258,20 @@ impl Committer {
         if self.bytes_max < batch_bytes {
             return Err(TransactionError::Connection("a topic takes smaller batches".to_owned()));
         }
-        let Some((dropped, letter)) = self.pending(id, offset).map(|pending| (pending.dropped, pending.letter)) else {
+        let Some((dropped, letter)) = self.ledger.pending(id, offset).map(|pending| (pending.dropped, pending.letter))
+        else {
             return Ok(());
         };
         let waits = u8::from(!dropped) + u8::from(letter);
         if letter {
             self.look_up_letter_topics(producer)?;
         } else if dropped {
-            if let Some(partition) = self.partitions.get_mut(&id) {
+            if let Some(partition) = self.ledger.partitions.get_mut(&id) {
                 partition.tracker.answered(offset);
             }
             return Ok(());
         }
-        let Some(pending) = self.pending(id, offset) else { return Ok(()) };
+        let Some(pending) = self.ledger.pending(id, offset) else { return Ok(()) };
         let index = sending.push(id, offset, waits);
         match self.send(producer, pending, index) {
             Ok(()) => Ok(()),
@@ -292,7 +297,7 @@ impl Committer {
         sending: &mut Sending,
         error: &TransactionError,
     ) -> Result<ReplyProducer, SinkError> {
-        self.sink.metrics.producers_recycled.inc();
+        self.ledger.metrics.producers_recycled.inc();
         // A broker that is away is waited for.
         if !matches!(error, TransactionError::Connection(_)) {
             tracing::warn!(%error, "the producer is made anew; what was with it is sent again");
@@ -304,7 +309,7 @@ impl Committer {
         drop(producer);
         sending.first += sending.entries.len();
         sending.entries.clear();
-        self.untake();
+        self.ledger.untake();
         self.new_producer(true)
     }
 
@@ -320,14 +325,14 @@ impl Committer {
             return Ok(());
         }
         sending.last_commit = Some(now);
-        self.is_news = self.start_commit(thread, sending)?;
+        self.ledger.is_news = self.start_commit(thread, sending)?;
         Ok(())
     }
 
     /// Returns whether there was something to commit.
     fn start_commit(&mut self, thread: &CommitThread, sending: &mut Sending) -> Result<bool, SinkError> {
         let commits = self.answered();
-        if commits.is_empty() || self.sink.inbox.losses() != self.losses {
+        if commits.is_empty() || self.ledger.inbox.losses() != self.ledger.losses {
             return Ok(false);
         }
         let positions = self.positions_of(&commits).map_err(|error| SinkError::Fatal(error.to_string()))?;
@@ -342,7 +347,7 @@ impl Committer {
             Ok(()) => self.commit(&commits),
             Err(error) => self.commit_failed(&error)?,
         }
-        self.is_news = true;
+        self.ledger.is_news = true;
         Ok(())
     }
 
@@ -366,8 +371,8 @@ impl Committer {
     }
 
     fn answered(&mut self) -> Take {
-        let mut commits = self.take_idle();
-        for (id, partition) in &self.partitions {
+        let mut commits = self.ledger.take_idle();
+        for (id, partition) in &self.ledger.partitions {
             commits.extend(partition.tracker.answered_commit(self.chars_max).map(|commit| (*id, commit)));
         }
         commits

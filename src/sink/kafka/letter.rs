@@ -3,37 +3,19 @@
 
 use rdkafka::message::{Header, OwnedHeaders};
 
+use super::super::ledger::Pending;
 use super::super::producer::{Outgoing, ReplyProducer, TransactionError};
-use super::{Committer, Pending, ReplyRoute, Take};
-use crate::record::{ErrorCode, Original, Reject, Reply, Ticket};
-
-/// Whether a reply's record is a dead letter: its route has a place for them, and the record itself is at fault. One
-/// that came too late is not.
-pub(super) fn is_due(reply: &Reply, routes: &[ReplyRoute]) -> bool {
-    use ErrorCode as Code;
-    let Some(reject) = &reply.error else { return false };
-    let at_fault = matches!(reject.code, Code::BadRequest | Code::UnknownModel | Code::ModelError | Code::TooLarge);
-    at_fault && routes[reply.ticket.request().route as usize].dead_letter.is_some()
-}
+use super::Committer;
+use crate::record::{Original, Reject, Ticket};
 
 impl Committer {
     /// The topics that dead letters may go to.
     pub(super) fn letter_topics(&self) -> Vec<String> {
-        let letters = self.sink.routes.iter().flat_map(|route| {
+        let letters = self.ledger.routes.iter().flat_map(|route| {
             let letter = route.dead_letter.as_ref();
             letter.into_iter().flat_map(|letter| route.inputs.iter().map(|input| letter.topic(input)))
         });
         letters.collect()
-    }
-
-    /// Counts the dead letters of a transaction that went through.
-    pub(super) fn count_letters(&self, take: &Take) {
-        if self.sink.routes.iter().all(|route| route.dead_letter.is_none()) {
-            return;
-        }
-        let sent = take.iter().flat_map(|(id, commit)| self.partitions[id].tracker.sent().take(commit.records));
-        let letters = sent.filter(|(_, pending)| pending.letter).count();
-        self.sink.metrics.dead_letters.inc_by(letters as u64);
     }
 
     /// How many partitions the dead letters' topics have is asked for before one of them goes out.
@@ -52,7 +34,7 @@ impl Committer {
     ) -> Result<(), TransactionError> {
         let Ticket { chunk, .. } = &pending.reply.ticket;
         let request = pending.reply.ticket.request();
-        let route = &self.sink.routes[request.route as usize];
+        let route = &self.ledger.routes[request.route as usize];
         let (Some(original), Some(letter), Some(reject)) =
             (chunk.original(request), &route.dead_letter, &pending.reply.error)
         else {

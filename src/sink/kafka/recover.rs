@@ -6,9 +6,10 @@ use std::time::Duration;
 use rdkafka::TopicPartitionList;
 use rdkafka::error::RDKafkaErrorCode;
 
+use super::super::ledger::{Partition, Take};
 use super::super::producer::{ReplyProducer, TransactionError};
 use super::address::TopicFacts;
-use super::{CALL_BOUND, Committer, IDLE, Partition, SinkError, Take};
+use super::{CALL_BOUND, Committer, IDLE, SinkError};
 use crate::client::TRANSACTION_TIMEOUT;
 use crate::clock;
 use crate::commit::{OffsetMap, Reading};
@@ -74,7 +75,7 @@ impl Committer {
     }
 
     pub(super) fn recycle(&mut self) -> Result<Option<ReplyProducer>, SinkError> {
-        self.sink.metrics.producers_recycled.inc();
+        self.ledger.metrics.producers_recycled.inc();
         let Some(producer) = self.connect()? else { return Ok(None) };
         // Partitions may have come and gone while the producer was made.
         self.gather(Duration::ZERO);
@@ -108,7 +109,7 @@ impl Committer {
                     return Err(SinkError::Fatal(format!("cannot use transactional.id {id}: {reason}")));
                 }
                 Err(error) => {
-                    if self.sink.stop.overdue() || (self.sink.stop.requested() && self.sink.inbox.in_flight() == 0) {
+                    if self.sink.stop.overdue() || (self.sink.stop.requested() && self.ledger.inbox.in_flight() == 0) {
                         return Ok(None);
                     }
                     self.sink.not_ready(&error.to_string());
@@ -121,7 +122,7 @@ impl Committer {
     /// The routes' own topics must be there before anything is scored for them. `false`: the worker stops meanwhile.
     pub(super) fn topics_exist(&mut self, producer: &ReplyProducer) -> bool {
         let mut said = false;
-        let replies = self.sink.routes.iter().map(|route| ("reply", route.topic.clone()));
+        let replies = self.ledger.routes.iter().map(|route| ("reply", route.topic.clone()));
         let letters = self.letter_topics().into_iter().map(|topic| ("dead letter", topic));
         let topics: Vec<_> = replies.chain(letters).collect();
         for (kind, topic) in topics {
@@ -143,7 +144,7 @@ impl Committer {
     /// What the broker says is committed counts. `false`: the worker stops meanwhile.
     pub(super) fn read_back(&mut self) -> Result<bool, SinkError> {
         let mut asked = TopicPartitionList::new();
-        for partition in self.partitions.values() {
+        for partition in self.ledger.partitions.values() {
             asked.add_partition(&partition.topic, partition.number);
         }
         if asked.count() == 0 {
@@ -167,7 +168,7 @@ impl Committer {
         };
         for committed in committed {
             let is = |p: &&mut Partition| p.topic == committed.topic && p.number == committed.number;
-            let Some(partition) = self.partitions.values_mut().find(is) else { continue };
+            let Some(partition) = self.ledger.partitions.values_mut().find(is) else { continue };
             let Some(position) = committed.position else { continue };
             let place = format!("{}/{}", partition.topic, partition.number);
             let map = match committed.read(position) {
@@ -185,10 +186,10 @@ impl Committer {
             };
             let done = partition.tracker.committed_to(&map);
             let done = done.map_err(|error| SinkError::Fatal(format!("{place}: {error}")))?;
-            self.sink.metrics.lags.committed(&partition.topic, partition.number, map.base());
-            self.release(done);
+            self.ledger.metrics.lags.committed(&partition.topic, partition.number, map.base());
+            self.ledger.release(done);
         }
-        self.is_news = true;
+        self.ledger.is_news = true;
         Ok(true)
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
 
+use super::super::ledger::{Pending, Take, is_letter_due};
 use super::super::producer::Refusal;
-use super::{Committer, Pending, Take, letter};
+use super::Committer;
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 
 /// How long a route whose own topic refuses replies is left alone.
@@ -15,29 +16,29 @@ pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 impl Committer {
     /// Puts a small error reply to the route's own topic in the place of one that was refused.
     pub(super) fn readdress(&mut self, id: PartitionId, offset: i64, reject: &Reject) {
-        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let Some(partition) = self.ledger.partitions.get_mut(&id) else { return };
         let Some(old) = partition.tracker.reply(offset) else { return };
         let (ticket, had_letter, was_error) = (old.reply.ticket.clone(), old.letter, old.reply.error.is_some());
         let dropped = old.reply.error.is_some() && matches!(old.address(), ReplyAddress::Route);
-        let reply = self.encoder.encode_reject(ticket, reject);
-        self.sink.metrics.record_error("", reject.code);
+        let reply = self.ledger.encoder.encode_reject(ticket, reject);
+        self.ledger.metrics.record_error("", reject.code);
         if dropped {
             tracing::error!(topic = partition.topic, offset, "even the error reply was refused; the record is dropped");
-            self.sink.metrics.replies_dropped.inc();
+            self.ledger.metrics.replies_dropped.inc();
         }
         // What its sender got wrong makes it a dead letter, if it was none before.
-        let letter = had_letter || (!was_error && letter::is_due(&reply, &self.sink.routes));
+        let letter = had_letter || (!was_error && is_letter_due(&reply, &self.ledger.routes));
         partition.tracker.replace(offset, Pending { reply, to_route: true, dropped, letter });
     }
 
     /// A dead letter is larger than its topic takes.
     fn drop_letter(&mut self, id: PartitionId, offset: i64) {
-        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let Some(partition) = self.ledger.partitions.get_mut(&id) else { return };
         let Some(old) = partition.tracker.reply(offset) else { return };
         let Pending { reply, to_route, dropped, .. } = old;
         let (reply, to_route, dropped) = (reply.clone(), *to_route, *dropped);
         tracing::error!(topic = partition.topic, offset, "a dead letter is larger than its topic takes; it is dropped");
-        self.sink.metrics.dead_letters_dropped.inc();
+        self.ledger.metrics.dead_letters_dropped.inc();
         partition.tracker.replace(offset, Pending { reply, to_route, dropped, letter: false });
     }
 
@@ -45,12 +46,14 @@ impl Committer {
     pub(super) fn refused(&mut self, take: &Take, refused: &[Refusal]) {
         let mut places = Vec::new();
         for (id, commit) in take {
-            places.extend(self.partitions[id].tracker.sent().take(commit.records).map(|(offset, _)| (*id, offset)));
+            places.extend(
+                self.ledger.partitions[id].tracker.sent().take(commit.records).map(|(offset, _)| (*id, offset)),
+            );
         }
         if places.len() > 1 && names_nobody(refused) {
             // The same replies come again, the first half of them, until it is known which one it was.
             self.records_max = places.len().div_ceil(2);
-            self.turn -= 1;
+            self.ledger.turn -= 1;
             return;
         }
         for Refusal { index, code } in refused {
@@ -66,7 +69,7 @@ impl Committer {
 
     /// One reply, or its dead letter, was refused for good.
     pub(super) fn refuse(&mut self, id: PartitionId, offset: i64, is_letter: bool, code: RDKafkaErrorCode) -> Refused {
-        let at_route = self.pending(id, offset);
+        let at_route = self.ledger.pending(id, offset);
         let at_route = at_route.is_some_and(|pending| is_letter || matches!(pending.address(), ReplyAddress::Route));
         let is_size = matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge);
         if at_route && !is_size && code != RDKafkaErrorCode::InvalidRecord {

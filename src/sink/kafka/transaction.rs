@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::ledger::Take;
 use super::super::producer::{ReplyProducer, TransactionError};
-use super::{CALL_BOUND, Committer, IDLE, Pending, SinkError, Take};
+use super::{CALL_BOUND, Committer, IDLE, SinkError};
 use crate::client::BATCH_BYTES;
 use crate::clock;
-use crate::commit::{Budget, LIMIT};
-use crate::record::PartitionId;
+use crate::commit::Budget;
 
 /// Fewer records than this, right after another transaction, are flushed before the commit: 13 slow cycles in 1,000
 /// instead of 90.
@@ -22,43 +22,43 @@ const CHARS_A_TRANSACTION: usize = 384 * 1024;
 
 impl Committer {
     pub(super) fn run_transactions(&mut self) -> Result<usize, SinkError> {
-        let Some(mut producer) = self.connect()? else { return Ok(self.in_flight()) };
+        let Some(mut producer) = self.connect()? else { return Ok(self.ledger.in_flight()) };
         if !self.topics_exist(&producer) {
-            return Ok(self.in_flight());
+            return Ok(self.ledger.in_flight());
         }
         if self.bytes_max < BATCH_BYTES {
             // Made anew with the batches that the topics take.
             drop(producer);
             producer = match self.connect()? {
                 Some(producer) => producer,
-                None => return Ok(self.in_flight()),
+                None => return Ok(self.ledger.in_flight()),
             };
         }
         self.sink.ready();
         loop {
             let wait = self.wait();
             self.gather(wait);
-            if self.is_news && (self.wait().is_zero() || !self.leaving.is_empty()) {
+            if self.ledger.is_news && (self.wait().is_zero() || !self.ledger.leaving.is_empty()) {
                 producer = match self.transact(producer)? {
                     Some(producer) => producer,
-                    None => return Ok(self.in_flight()),
+                    None => return Ok(self.ledger.in_flight()),
                 };
             }
             self.forget_leaving();
             if self.is_over() {
-                return Ok(self.in_flight());
+                return Ok(self.ledger.in_flight());
             }
         }
     }
 
     /// How long to wait for events: until the next transaction is due, or idly.
     fn wait(&self) -> Duration {
-        if !self.is_news {
+        if !self.ledger.is_news {
             return IDLE;
         }
         let interval = self.sink.limits.commit_interval;
         let due = self.last_begin.map(|begin| begin + interval);
-        let finished: usize = self.partitions.values().map(|partition| partition.tracker.finished()).sum();
+        let finished: usize = self.ledger.partitions.values().map(|partition| partition.tracker.finished()).sum();
         let rested = self.last_end.filter(|_| finished < FEW_RECORDS).map(|end| end + REST.min(interval));
         due.max(rested).map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()))
     }
@@ -72,21 +72,21 @@ impl Committer {
             match self.check_addresses(&producer, &take) {
                 Ok(0) if self.bytes_max < batch_bytes.min(BATCH_BYTES) => {
                     // A topic that takes smaller batches than this producer makes.
-                    self.untake();
+                    self.ledger.untake();
                     drop(producer);
                     return self.connect();
                 }
                 Ok(0) => break,
                 // What stands in for a wrong one goes elsewhere, which is right: all are taken anew.
                 Ok(_) => {
-                    self.untake();
+                    self.ledger.untake();
                     take = self.take();
                 }
                 Err(error) => return self.failed(producer, &error, &take, begin),
             }
         }
         if take.is_empty() {
-            self.is_news = false;
+            self.ledger.is_news = false;
             return Ok(Some(producer));
         }
         let back_to_back = self.last_end.is_some_and(|end| begin.saturating_duration_since(end) < BACK_TO_BACK);
@@ -96,25 +96,18 @@ impl Committer {
         self.last_end = Some(end);
         match done {
             Ok(()) => {
-                self.count_letters(&take);
-                self.count_latencies(&take, end);
+                self.ledger.count_letters(&take);
+                self.ledger.count_latencies(&take, end);
                 self.commit(&take);
                 self.records_max = self.records_max.saturating_mul(2);
                 if std::mem::take(&mut self.refusing) {
                     self.sink.ready();
                 }
-                self.sink.metrics.commit_seconds.add_duration(end - begin);
+                self.ledger.metrics.commit_seconds.add_duration(end - begin);
                 Ok(Some(producer))
             }
             Err(error) => self.failed(producer, &error, &take, begin),
         }
-    }
-
-    /// How long the records of a transaction that went through took, from their arrival.
-    fn count_latencies(&self, take: &Take, end: Instant) {
-        let sent = take.iter().flat_map(|(id, commit)| self.partitions[id].tracker.sent().take(commit.records));
-        let arrivals = sent.map(|(_, pending)| pending.reply.ticket.request().arrived);
-        self.sink.metrics.request_seconds.add_since(end, arrivals);
     }
 
     fn failed(
@@ -124,11 +117,11 @@ impl Committer {
         take: &Take,
         begin: Instant,
     ) -> Result<Option<ReplyProducer>, SinkError> {
-        self.sink.metrics.transactions_aborted.inc();
+        self.ledger.metrics.transactions_aborted.inc();
         self.after_error(error, take, clock::now() - begin)?;
         producer.abort(Duration::from_secs(2));
         drop(producer);
-        self.untake();
+        self.ledger.untake();
         self.recycle()
     }
 
@@ -139,7 +132,7 @@ impl Committer {
         let group = self.sink.group.metadata();
         let group = group.ok_or_else(|| TransactionError::Connection("the consumer has left its group".to_owned()))?;
         fail::fail_point!("sink::metadata_taken");
-        if self.sink.inbox.losses() != self.losses {
+        if self.ledger.inbox.losses() != self.ledger.losses {
             return Err(TransactionError::Connection("partitions were lost meanwhile".to_owned()));
         }
         let list = self.positions_of(take).map_err(|error| TransactionError::Failed(error.to_string()))?;
@@ -180,7 +173,7 @@ impl Committer {
     fn send_taken(&self, producer: &ReplyProducer, take: &Take) -> Result<usize, TransactionError> {
         let mut index = 0;
         for (id, commit) in take {
-            for (_, pending) in self.partitions[id].tracker.sent().take(commit.records) {
+            for (_, pending) in self.ledger.partitions[id].tracker.sent().take(commit.records) {
                 self.send(producer, pending, 2 * index)?;
                 index += 1;
             }
@@ -188,26 +181,10 @@ impl Committer {
         Ok(index)
     }
 
-    /// Lowest offsets first, as many as one transaction may hold. Each time another partition is served first, so that a
-    /// full transaction of one does not keep the others waiting for ever.
     fn take(&mut self) -> Take {
-        self.turn += 1;
-        let start = self.turn % self.partitions.len().max(1);
-        let records = (self.sink.limits.commit_records_max.get() as usize).min(self.records_max);
-        let mut budget = Budget::new(records, self.sink.limits.commit_bytes_max.get());
-        let mut chars = CHARS_A_TRANSACTION;
-        let mut take = self.take_idle();
-        let ids: Vec<PartitionId> = self.partitions.keys().copied().collect();
-        for id in ids[start..].iter().chain(&ids[..start]) {
-            if budget.is_spent() || chars < LIMIT {
-                break;
-            }
-            let Some(partition) = self.partitions.get_mut(id) else { continue };
-            if let Some(commit) = partition.tracker.take(&mut budget, self.chars_max, Pending::bytes) {
-                chars -= commit.chars.min(chars);
-                take.push((*id, commit));
-            }
-        }
-        take
+        let limits = &self.sink.limits;
+        let records = (limits.commit_records_max.get() as usize).min(self.records_max);
+        let budget = Budget::new(records, limits.commit_bytes_max.get());
+        self.ledger.take(budget, self.chars_max, CHARS_A_TRANSACTION)
     }
 }
