@@ -19,7 +19,7 @@ help: ## Print this
 setup-build: ## Install what the build needs: Debian packages, CMake
 	@tests/setup/build
 
-setup-test: ## Install what the tests need: a JDK, a Kafka broker, Python libraries, a browser
+setup-test: ## Install what the tests need: a JDK, a Kafka broker, a NATS server, Python libraries, a browser
 	@tests/setup/test
 
 setup-kafka:
