@@ -1,5 +1,5 @@
 //! Kafka clients: the settings that the promise of exactly-once stands on, librdkafka's log and errors on their way
-//! into ours, and the watch on whether a broker can be reached.
+//! into ours, and the watch on whether a broker can be reached. The client of NATS is in [`nats`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::{Config, Delivery, Kafka, Rebalance};
 use crate::metrics::Metrics;
 
+pub mod nats;
 pub(crate) mod positions;
 pub(crate) mod topics;
 

@@ -66,5 +66,5 @@ pub mod sink;
 
 pub mod admin;
 #[cfg(feature = "kafka")]
-mod client;
+pub mod client;
 pub mod metrics;

@@ -12,7 +12,9 @@ use crate::config::LogFormat;
 /// Logs as a config says. `RUST_LOG` goes before its level, for a look inside without a change of the file.
 #[cfg(feature = "kafka")]
 pub(super) fn start(log: &Log) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log.level.as_str()));
+    // What the NATS client tells of its connection stands in our own lines already.
+    let default = || EnvFilter::new(format!("{},async_nats=off", log.level.as_str()));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default());
     subscribe(filter, log.format);
 }
 

@@ -46,9 +46,11 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
     let routes: Vec<Route> = raw.route.iter().enumerate().map(|(at, route)| check.route(at, route, &models)).collect();
     let between = cross::check(&routes, &models, places);
     check.problems.extend(between);
+    let instance = check.instance(raw.instance);
     let config = Config {
-        instance: check.instance(raw.instance),
         kafka: check.kafka(raw.kafka),
+        nats: raw.nats.map(|nats| super::nats::nats(&mut check, nats, &instance, base_dir)),
+        instance,
         routes,
         models,
         engine: check.engine(raw.engine, base_dir),

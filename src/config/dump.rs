@@ -8,7 +8,7 @@ use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawLog, Raw
 use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
-use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, onnx, preprocess, python};
+use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, nats, onnx, preprocess, python};
 use crate::model::LoadOptions;
 use crate::placement::Pin;
 
@@ -21,6 +21,7 @@ pub fn dump(config: &Config) -> String {
     let raw = RawConfig {
         instance: literal(&config.instance),
         kafka: kafka(&config.kafka),
+        nats: config.nats.as_ref().map(nats::dump),
         route: config.routes.iter().map(|route| self::route(route, config)).collect(),
         model: config.models.iter().map(model).collect(),
         engine: engine(&config.engine),

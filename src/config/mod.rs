@@ -19,6 +19,7 @@ mod cross;
 mod dump;
 mod error;
 mod names;
+mod nats;
 mod onnx;
 mod places;
 mod preprocess;
@@ -49,6 +50,7 @@ pub(crate) use check::parse_sha256;
 pub use client::ClientValue;
 pub use dump::dump;
 pub use error::{ConfigError, Problem};
+pub use nats::{ClientCertificate, Nats, NatsAuth, NatsSettings, NatsTls};
 pub use raw::schema;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
@@ -64,6 +66,8 @@ pub struct Config {
     pub instance: String,
     /// Where records come from and replies go.
     pub kafka: Kafka,
+    /// What is read from NATS and sent there, if anything.
+    pub nats: Option<Nats>,
     /// What is done with which input topic; at least one.
     pub routes: Vec<Route>,
     /// The models that the routes name; at least one, each name once.

@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::nats::RawNats;
 use super::onnx::RawOnnx;
 use super::preprocess::RawStep;
 use super::python::RawPython;
@@ -64,6 +65,10 @@ pub(super) struct RawConfig {
     /// Where records come from and replies go, and how both are committed together.
     #[serde(default)]
     pub(super) kafka: RawKafka,
+    /// How the worker connects to NATS. Default not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "RawNats")]
+    pub(super) nats: Option<RawNats>,
     /// What is done with which input topic. At least one.
     #[serde(default)]
     #[schemars(length(min = 1))]

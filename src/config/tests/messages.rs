@@ -35,7 +35,7 @@ fn unknown_keys() {
     assert_eq!(with("instnace = 'a'"), "worker.toml:1: instnace: unknown key; did you mean instance?");
     assert_eq!(
         with("tuning = { ttl = '1s' }"),
-        "worker.toml:1: tuning: unknown key; known here: instance, kafka, route, model, engine, cache, admin, log"
+        "worker.toml:1: tuning: unknown key; known here: instance, kafka, nats, route, model, engine, cache, admin, log"
     );
     assert_eq!(
         message_with("group", "comit_interval = \"1s\"\ngroup"),
@@ -129,7 +129,7 @@ fn tables_of_the_wrong_form() {
     assert_eq!(
         message(&format!("route = [1]\n{}", LEAST.replace("[[route]]", "[unused]"))),
         "worker.toml:1: route[0]: got 1, wants a table\n\
-         worker.toml:6: unused: unknown key; known here: instance, kafka, route, model, engine, cache, admin, log"
+         worker.toml:6: unused: unknown key; known here: instance, kafka, nats, route, model, engine, cache, admin, log"
     );
     assert_eq!(
         message_with("input = [\"features\"]", "input = []"),
@@ -153,6 +153,8 @@ fn bounds_are_told_as_the_descriptions_have_them() {
         ("route", "record_bytes_max", "0B", "size", "1 B to 1 GiB", size),
         ("cache", "bytes_max", "1B", "size", "1 KiB to 64 GiB", size),
         ("cache", "ttl", "0s", "duration", "1 ms to 24 h", duration),
+        ("nats", "connect_timeout", "0s", "duration", "100 ms to 60 s", duration),
+        ("nats", "ping_interval", "1h", "duration", "100 ms to 5 min", duration),
         ("model.batch", "queue_delay_max", "11s", "duration", "0 to 10 s", duration),
         ("model.batch", "timeout", "5", "duration", "0 to 1 h", duration),
         ("model.batch", "priority_aging", "2h", "duration", "0 to 1 h", duration),
@@ -166,13 +168,13 @@ fn bounds_are_told_as_the_descriptions_have_them() {
         let (old, prefix) = match table {
             "kafka" => ("[kafka]\n", "kafka"),
             "route" => ("reply_topic", "route[0]"),
-            "cache" => ("[kafka]\n", "cache"),
+            "cache" | "nats" => ("[kafka]\n", table),
             _ => ("path = \"models/fraud.txt\"\n", "model[0].batch"),
         };
         let new = match table {
             "model.batch" => format!("{old}{header}{key} = \"{value}\"\n"),
             "kafka" => format!("{header}{key} = \"{value}\"\n"),
-            "cache" => format!("{header}{key} = \"{value}\"\n{old}"),
+            "cache" | "nats" => format!("{header}{key} = \"{value}\"\n{old}"),
             _ => format!("{key} = \"{value}\"\n{old}"),
         };
         let message = message_with(old, &new);
@@ -379,6 +381,44 @@ fn the_way_through_to_librdkafka_is_guarded() {
         "worker.toml:6: kafka.client.\"sasl.password\": the file /run/gone cannot be read: entity not found; check the \
          path and who may read it"
     );
+}
+
+#[test]
+fn connections_to_nats() {
+    let nats = |lines: &str| message(&format!("{LEAST}[nats]\n{lines}\n"));
+    let wants = "wants \"nats://host:port\" or \"tls://host:port\", several joined by commas or as a list";
+    for server in ["", "nats://", "http://a:1", "ws://a:1", "a:0", "a:99999", "a b", "a/b", "nats://a?b", "nats://a#b"]
+    {
+        let want = format!("worker.toml:13: nats.servers: got \"{server}\", {wants}");
+        assert_eq!(nats(&format!("servers = \"{server}\"")), want);
+    }
+    let list = nats("servers = [\"a\", \"b:c\"]");
+    assert_eq!(list, format!("worker.toml:13: nats.servers[1]: got \"b:c\", {wants}"));
+    assert_eq!(
+        nats("servers = \"a, nats://ann:hunter2@b\""),
+        "worker.toml:13: nats.servers: holds a user or password; use nats.user and nats.password, or nats.token"
+    );
+    let cases = [
+        ("user = \"ann\"", "12: nats.password: is missing, and nats.user is of no use without it"),
+        ("password = \"hunter2\"", "12: nats.user: is missing, and nats.password is of no use without it"),
+        (
+            "token = \"hunter2\"\nnkey = \"hunter2\"",
+            "14: nats.nkey: there is nats.token too; a worker logs in one way, so keep one",
+        ),
+        (
+            "creds_file = \"a\"\nuser = \"ann\"\npassword = \"hunter2\"",
+            "13: nats.creds_file: there is nats.user too; a worker logs in one way, so keep one",
+        ),
+        ("tls.cert_file = \"a\"", "13: nats.tls.key_file: is missing, and nats.tls.cert_file is of no use without it"),
+        ("tls.key_file = \"a\"", "13: nats.tls.cert_file: is missing, and nats.tls.key_file is of no use without it"),
+        (
+            "tls.first = true\ntls.required = false",
+            "14: nats.tls.required: got false, but nats.tls.first encrypts every connection; remove one of them",
+        ),
+    ];
+    for (lines, want) in cases {
+        assert_eq!(nats(lines), format!("worker.toml:{want}"));
+    }
 }
 
 #[test]

@@ -81,6 +81,23 @@ commit_bytes_max = "8MiB"
 drain_timeout = "20s"
 [kafka.client]
 
+[nats]
+servers = "nats://localhost:4222"
+user = ""
+password = ""
+token = ""
+nkey = ""
+nkey_file = ""
+creds_file = ""
+connect_timeout = "5s"
+ping_interval = "5s"
+[nats.tls]
+ca_file = ""
+cert_file = ""
+key_file = ""
+required = false
+first = false
+
 [[route]]
 input = ["features"]
 model = "fraud"
@@ -185,6 +202,18 @@ drain_timeout = "1m"
 "sasl.password" = "${file:secrets/kafka}"
 "session.timeout.ms" = 15000
 "socket.keepalive.enable" = true
+
+[nats]
+servers = ["a:1", "tls://[::1]:4222", "nats://b"]
+user = "pay$$er"
+password = "${file:secrets/kafka}"
+connect_timeout = "100ms"
+ping_interval = "5m"
+[nats.tls]
+ca_file = "ca.pem"
+cert_file = "/run/cert.pem"
+key_file = "key$$.pem"
+first = true
 
 [[route]]
 input = ["features", "features-2"]
@@ -335,8 +364,10 @@ fn good(text: &str) -> Config {
 
 #[test]
 fn the_defaults_are_those_of_the_whole_example() {
-    assert_eq!(good(LEAST), good(WHOLE));
+    // A table that is not there stands for no NATS at all; an empty one has the defaults.
+    assert_eq!(good(&format!("{LEAST}[nats]\n")), good(WHOLE));
     let config = good(LEAST);
+    assert_eq!(config, Config { nats: None, ..good(WHOLE) });
     assert_eq!(config.instance, "box");
     assert_eq!(config.kafka.brokers, "localhost:9092");
     assert_eq!(config.kafka.commit_interval, Duration::from_millis(5));
@@ -399,6 +430,15 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(client("sasl.password"), "hunter2");
     assert_eq!(client("session.timeout.ms"), "15000");
     assert_eq!(client("socket.keepalive.enable"), "true");
+    let nats = &config.nats.as_ref().unwrap().connection;
+    let servers: Vec<&str> = nats.servers.iter().map(|server| server.as_url_str()).collect();
+    assert_eq!((&*nats.name, servers), ("worker-1", vec!["nats://a:1", "tls://[::1]:4222", "nats://b"]));
+    let password = ClientValue::new("password", "hunter2".to_owned());
+    assert_eq!(nats.auth, NatsAuth::UserPassword { user: "pay$er".to_owned(), password });
+    assert_eq!((nats.connect_timeout, nats.ping_interval), (Duration::from_millis(100), Duration::from_secs(300)));
+    let client = ClientCertificate { cert_file: "/run/cert.pem".into(), key_file: "/etc/forebay/key$.pem".into() };
+    let ca_file = Some("/etc/forebay/ca.pem".into());
+    assert_eq!(nats.tls, NatsTls { ca_file, client: Some(client), required: true, first: true });
     let route = &config.routes[0];
     assert_eq!(route.retries, 10);
     assert_eq!(config.model_of(route).name, "second");
@@ -476,7 +516,33 @@ fn a_dump_reads_back_as_the_same_config() {
             }
         }
         again.admin.token = config.admin.token.clone();
+        if let (Some(again), Some(nats)) = (&mut again.nats, &config.nats) {
+            again.connection.auth = nats.connection.auth.clone();
+        }
         assert_eq!(again, config);
+    }
+}
+
+#[test]
+fn each_way_to_log_in_to_nats() {
+    let secret = || ClientValue::new("token", "hunter2".to_owned());
+    let cases = [
+        ("", NatsAuth::None),
+        (
+            "user = \"ann\"\npassword = \"${SECRET}\"",
+            NatsAuth::UserPassword { user: "ann".to_owned(), password: secret() },
+        ),
+        ("token = \"${SECRET}\"", NatsAuth::Token(secret())),
+        ("nkey = \"${SECRET}\"", NatsAuth::Nkey(secret())),
+        ("nkey_file = \"a.nk\"", NatsAuth::NkeyFile("/etc/forebay/a.nk".into())),
+        ("creds_file = \"/run/a.creds\"", NatsAuth::CredsFile("/run/a.creds".into())),
+    ];
+    for (lines, want) in cases {
+        let config = good(&format!("{LEAST}[nats]\n{lines}\n"));
+        assert_eq!(config.nats.as_ref().unwrap().connection.auth, want);
+        let dumped = dump(&config);
+        assert!(!dumped.contains("hunter2") && !format!("{config:?}").contains("hunter2"));
+        assert_eq!(dump(&good(&dumped)), dumped);
     }
 }
 
