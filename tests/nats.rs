@@ -1,0 +1,83 @@
+//! On a real NATS server, as a process of its own: how a worker connects to it, and what its streams promise.
+#![allow(clippy::unwrap_used, reason = "in a test the panic is the report")]
+
+#[path = "nats/batches.rs"]
+mod batches;
+#[path = "nats/connect.rs"]
+mod connect;
+#[path = "nats/jwt.rs"]
+mod jwt;
+#[path = "nats/log_in.rs"]
+mod log_in;
+mod support;
+#[path = "nats/tls.rs"]
+mod tls;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use forebay::client::nats::NatsConnection;
+use forebay::config::{Config, NatsSettings, ProcessEnvironment};
+use futures_util::StreamExt as _;
+use libtest_mimic::{Arguments, Trial};
+use support::nats::until_async;
+
+/// What a worker.toml with these lines under `[nats]` says; relative paths are taken from `folder`.
+fn settings(servers: &str, lines: &str, folder: &Path) -> NatsSettings {
+    let text = format!(
+        "instance = \"w\"\n[kafka]\ngroup = \"g\"\n[[route]]\ninput = [\"in\"]\nreply_topic = \"out\"\n\
+         [[model]]\nname = \"m\"\npath = \"m\"\n[nats]\nservers = \"{servers}\"\nping_interval = \"500ms\"\n{lines}\n"
+    );
+    let config = Config::from_toml(&text, "worker.toml", folder, &ProcessEnvironment).unwrap();
+    config.nats.unwrap().connection
+}
+
+/// Waits until the connection is there, and a message comes back over it.
+async fn works(connection: &NatsConnection) {
+    until_async("a connection", || connection.is_connected()).await;
+    assert_eq!(connection.last_error(), None);
+    let client = connection.client();
+    let mut probe = client.subscribe("probe").await.unwrap();
+    client.publish("probe", "there".into()).await.unwrap();
+    assert_eq!(probe.next().await.unwrap().payload, "there");
+}
+
+/// Waits until the connection is lost, or was never made, for this.
+async fn fails(connection: &NatsConnection, wanted: &str) {
+    until_async(wanted, || connection.last_error().is_some()).await;
+    let error = connection.last_error().unwrap_or_default();
+    assert!(error.contains(wanted), "{error}");
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(arguments.test_threads.unwrap_or(2));
+    libtest_mimic::run(&arguments, trials()).exit_code()
+}
+
+fn trials() -> Vec<Trial> {
+    let trial = |name: &str, test: fn()| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    vec![
+        trial("an_atomic_batch_is_there_as_a_whole_or_not_at_all", batches::whole_or_not_at_all),
+        trial("a_stale_fence_refuses_a_whole_batch", batches::stale_fence),
+        trial("a_server_that_was_killed_has_its_stream", batches::killed),
+        trial("a_server_that_goes_and_comes_is_waited_for", connect::waited_for),
+        trial("a_dead_server_among_several_is_passed_over", connect::several_servers),
+        trial("a_server_that_hangs_is_left", connect::hanging),
+        trial("a_server_that_sends_its_clients_away_is_left", connect::lame_duck),
+        trial("a_user_logs_in_by_password", log_in::password),
+        trial("a_user_logs_in_by_token", log_in::token),
+        trial("a_user_logs_in_by_nkey", log_in::nkey),
+        trial("a_key_in_a_file_is_exchanged_while_the_worker_runs", log_in::nkey_file),
+        trial("a_user_logs_in_by_credentials", log_in::credentials),
+        trial("a_server_is_known_by_its_certificate", tls::server_certificate),
+        trial("a_server_that_does_not_encrypt_is_refused", tls::not_encrypted),
+        trial("a_worker_is_known_by_its_certificate", tls::client_certificate),
+        trial("encryption_before_the_first_word", tls::first),
+    ]
+}
