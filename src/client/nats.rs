@@ -302,7 +302,7 @@ impl Watch {
             }
             Event::Disconnected => tracing::warn!(servers, "the NATS server is gone; connecting again"),
             Event::LameDuckMode => {
-                tracing::info!(servers, "the NATS server is about to stop, and sends its clients elsewhere")
+                tracing::info!(servers, "the NATS server is about to stop, and sends its clients elsewhere");
             }
             Event::SlowConsumer(subscription) => {
                 let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;

@@ -22,7 +22,7 @@ const PING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Dur
 #[serde(default)]
 pub(super) struct RawNats {
     /// Servers to ask first, "nats://host:port" or "tls://host:port": one, several joined by commas, or a list. The others
-    /// of their cluster are learned from them. Default "nats://localhost:4222".
+    /// of their cluster are learned from them. Default `nats://localhost:4222`.
     pub(super) servers: RawServers,
     /// The user to log in as, with a `password`. Of the ways to log in a worker takes one: user and password, `token`,
     /// `nkey`, `nkey_file` or `creds_file`. Default empty.

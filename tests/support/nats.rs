@@ -1,7 +1,7 @@
 //! A NATS server with JetStream, for the tests of everything that speaks NATS.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -33,12 +33,12 @@ impl Nats {
         let lines = lines(folder.path());
         let port = quiet_port();
         let mut nats = Self { server: spawn(folder.path(), port, &lines), port, lines, folder };
-        nats.wait_ready();
+        nats.wait_ready(0);
         nats
     }
 
     pub fn url(&self) -> String {
-        format!("nats://{}", self.address())
+        format!("nats://127.0.0.1:{}", self.port)
     }
 
     pub fn port(&self) -> u16 {
@@ -62,8 +62,9 @@ impl Nats {
 
     /// Starts it again on its port and data.
     pub fn restart(&mut self) {
+        let log_before = self.log().len();
         self.server = spawn(self.folder.path(), self.port, &self.lines);
-        self.wait_ready();
+        self.wait_ready(log_before);
     }
 
     /// The same with other lines of nats.conf.
@@ -82,7 +83,7 @@ impl Nats {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.path().join("nats.log")).unwrap_or_default()
+        String::from_utf8_lossy(&fs::read(self.folder.path().join("nats.log")).unwrap_or_default()).into_owned()
     }
 
     /// A plain client, without anything of the worker's.
@@ -90,16 +91,13 @@ impl Nats {
         async_nats::connect(self.url()).await.unwrap()
     }
 
-    fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port))
-    }
-
-    /// It listens only when its streams are there.
-    fn wait_ready(&mut self) {
+    /// Waits for its own word in what it adds to its log: a port that answers may for a moment be the one that
+    /// `quiet_port` tried, still open in a process that another test is starting.
+    fn wait_ready(&mut self, log_before: usize) {
         until("the NATS server", || {
             let ended = self.server.try_wait().unwrap();
             assert!(ended.is_none(), "the NATS server ended: {ended:?}\n{}", self.log());
-            TcpStream::connect(self.address()).is_ok()
+            self.log().get(log_before..).is_some_and(|new| new.contains("Server is ready"))
         });
     }
 }

@@ -431,7 +431,7 @@ fn everything_may_differ_from_its_default() {
     assert_eq!(client("session.timeout.ms"), "15000");
     assert_eq!(client("socket.keepalive.enable"), "true");
     let nats = &config.nats.as_ref().unwrap().connection;
-    let servers: Vec<&str> = nats.servers.iter().map(|server| server.as_url_str()).collect();
+    let servers: Vec<&str> = nats.servers.iter().map(async_nats::ServerAddr::as_url_str).collect();
     assert_eq!((&*nats.name, servers), ("worker-1", vec!["nats://a:1", "tls://[::1]:4222", "nats://b"]));
     let password = ClientValue::new("password", "hunter2".to_owned());
     assert_eq!(nats.auth, NatsAuth::UserPassword { user: "pay$er".to_owned(), password });
