@@ -141,6 +141,10 @@ impl Worker {
     /// [`WorkerError`] for what is wrong before the first record. A broker that is away is no error: it is waited for.
     pub fn start(config: &Config, source: Option<ConfigSource>, stop: Arc<Stop>) -> Result<Self, WorkerError> {
         check_settings(config).map_err(WorkerError::Client)?;
+        if config.nats.is_some() {
+            let reason = "nats: this version serves Kafka only, and NATS would get no replies; take the [nats] table out";
+            return Err(WorkerError::Client(reason.to_owned()));
+        }
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::default());
         let engine = Arc::new(InferenceEngine::with_metrics(engine_config(config), Arc::clone(&metrics))?);
