@@ -142,7 +142,8 @@ impl Worker {
     pub fn start(config: &Config, source: Option<ConfigSource>, stop: Arc<Stop>) -> Result<Self, WorkerError> {
         check_settings(config).map_err(WorkerError::Client)?;
         if config.nats.is_some() {
-            let reason = "nats: this version serves Kafka only, and NATS would get no replies; take the [nats] table out";
+            let reason =
+                "nats: this version serves Kafka only, and NATS would get no replies; take the [nats] table out";
             return Err(WorkerError::Client(reason.to_owned()));
         }
         let metrics = Arc::new(Metrics::new());

@@ -65,7 +65,8 @@ pub(super) struct RawConfig {
     /// Where records come from and replies go, and how both are committed together.
     #[serde(default)]
     pub(super) kafka: RawKafka,
-    /// How the worker connects to NATS. Default not at all.
+    /// How the worker connects to NATS. Nothing is read from there or sent there yet: a worker with this table does not
+    /// start. Default not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "RawNats")]
     pub(super) nats: Option<RawNats>,

@@ -1,8 +1,9 @@
 //! What of a batch need not be scored: requests in; out, those that are left to score, and the keys that they lead.
 //!
-//! The rows of a request together are one key, rounded first where the model rounds its features. Its scores are in the cache (a hit), or the same key is being scored by
-//! this batch or another thread's (it follows the request that leads there), or it leads. A request that is not in the
-//! policy's sample is scored as if there were no cache, and so is a suspect of the journal, which must be scored alone.
+//! The rows of a request together are one key, rounded first where the model rounds its features. Its scores are in the
+//! cache (a hit), or the same key is being scored by this batch or another thread's (it follows the request that leads
+//! there), or it leads. A request that is not in the policy's sample is scored as if there were no cache, and so is a
+//! suspect of the journal, which must be scored alone.
 //!
 //! Invariants:
 //! 1. A request goes one way: handed back with what the cache holds, left in the batch, or behind a leader.

@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
 
 use crate::Shared;
 use crate::support::{Record, Worker, repository};
 
-const MODELS: [&str; 10] = [
+const MODELS: [&str; 12] = [
     "fx_one_hot/model.json",
     "fx_sets_softprob/model.ubj",
     "fx_vector_leaves/model.json",
@@ -18,6 +20,8 @@ const MODELS: [&str; 10] = [
     "fl_linear/model.txt",
     "ft_sklearn_forest_classes/model.tl",
     "ft_xgboost_holes/model.v3.tl",
+    "tc_xgboost_softprob_3/model.so",
+    "tc_lightgbm_sets/model.so",
     "onnx_lgb_multiclass/model.onnx",
     "onnxfull_text/model.onnx",
 ];
@@ -27,11 +31,13 @@ pub(crate) fn each_scores_as_its_library(shared: &Shared) {
     for model in MODELS {
         let (name, path) = (name(model), file(model));
         shared.kafka.create(&[&format!("{name}-in"), &format!("{name}-out")], 1);
+        // A shared library runs code of its own.
+        let trust = if model.ends_with(".so") { trusted(&path) } else { String::new() };
         let path = path.display();
         let _ = write!(
             toml,
             "[[route]]\ninput = [\"{name}-in\"]\nreply_topic = \"{name}-out\"\nmodel = \"{name}\"\n\
-             [[model]]\nname = \"{name}\"\npath = \"{path}\"\n"
+             [[model]]\nname = \"{name}\"\npath = \"{path}\"\n{trust}"
         );
     }
     let mut worker = Worker::ready(&toml, "kinds");
@@ -74,6 +80,14 @@ fn file(model: &str) -> PathBuf {
     repository().join("target/models").join(model)
 }
 
+fn trusted(path: &Path) -> String {
+    let digits = Sha256::digest(fs::read(path).unwrap()).iter().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    });
+    format!("trusted = true\nsha256 = \"{digits}\"\n")
+}
+
 /// Rows as JSON arrays, each with the scores that its library gave.
 fn rows(model: &str) -> Vec<(String, Vec<f64>)> {
     let read = |file: &str| {
@@ -84,7 +98,8 @@ fn rows(model: &str) -> Vec<(String, Vec<f64>)> {
     let scores: Vec<Vec<f64>> = if name(model).starts_with("onnx") {
         read("expected.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     } else {
-        read("predictions.hex").lines().map(|line| line.split(' ').map(number).collect()).collect()
+        let file = if model.ends_with(".so") { "scores.hex" } else { "predictions.hex" };
+        read(file).lines().map(|line| line.split(' ').map(number).collect()).collect()
     };
     rows.lines().map(str::to_owned).zip(scores).collect()
 }
