@@ -45,7 +45,7 @@ pub(crate) fn at_random(shared: &Shared) {
 /// Rows come again and again: most replies come from the cache, or from a neighbour that is being scored.
 pub(crate) fn cached(shared: &Shared) {
     let toml = "[cache]\nmode = \"on\"\n";
-    let outcome = Run { toml, ..Run::new("killscached", EXACTLY_ONCE, env_or("FOREBAY_KILLS", 2)) }.on(shared);
+    let outcome = Run { toml, ..Run::new("killscached", EXACTLY_ONCE, env_or("FOREBAY_KILLS", 3)) }.on(shared);
     outcome.tally.assert_exactly_once();
     let from_cache = outcome.replies.iter().filter(|reply| reply.json()["metadata"]["cache_hit"] == true).count();
     println!("killscached: {from_cache} of {} replies from the cache", outcome.replies.len());

@@ -145,9 +145,9 @@ impl Fleet {
     }
 
     /// SIGKILL, in a moment with records in flight if there is one soon, and at once another in its place. Returns whether
-    /// there was one.
+    /// there was one. A worker whose partitions wait for a killed one's transaction has none for a while.
     pub fn kill(&mut self, index: usize) -> bool {
-        let bound = clock::now() + Duration::from_secs(1);
+        let bound = clock::now() + Duration::from_secs(5);
         let mut in_flight = 0;
         while in_flight == 0 && clock::now() < bound {
             in_flight = self.workers[index].metric("forebay_records_in_flight");
