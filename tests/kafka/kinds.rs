@@ -32,7 +32,7 @@ pub(crate) fn each_scores_as_its_library(shared: &Shared) {
         let (name, path) = (name(model), file(model));
         shared.kafka.create(&[&format!("{name}-in"), &format!("{name}-out")], 1);
         // A shared library runs code of its own.
-        let trust = if model.ends_with(".so") { trusted(&path) } else { String::new() };
+        let trust = if is_library(model) { trusted(&path) } else { String::new() };
         let path = path.display();
         let _ = write!(
             toml,
@@ -80,6 +80,11 @@ fn file(model: &str) -> PathBuf {
     repository().join("target/models").join(model)
 }
 
+/// Compiled by `TL2cgen`.
+fn is_library(model: &str) -> bool {
+    name(model).starts_with("tc_")
+}
+
 fn trusted(path: &Path) -> String {
     let digits = Sha256::digest(fs::read(path).unwrap()).iter().fold(String::new(), |mut digits, byte| {
         let _ = write!(digits, "{byte:02x}");
@@ -98,7 +103,7 @@ fn rows(model: &str) -> Vec<(String, Vec<f64>)> {
     let scores: Vec<Vec<f64>> = if name(model).starts_with("onnx") {
         read("expected.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     } else {
-        let file = if model.ends_with(".so") { "scores.hex" } else { "predictions.hex" };
+        let file = if is_library(model) { "scores.hex" } else { "predictions.hex" };
         read(file).lines().map(|line| line.split(' ').map(number).collect()).collect()
     };
     rows.lines().map(str::to_owned).zip(scores).collect()
