@@ -151,16 +151,20 @@ pub(crate) trait GroupMember: Send + Sync {
     fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()>;
 }
 
-/// Whether librdkafka takes the settings, those of `[kafka.client]` among them.
+/// Whether librdkafka takes the settings, those of `[kafka.client]` among them, and whether the files that `[nats]` names
+/// are there.
 ///
 /// # Errors
-/// librdkafka's own words for the first that it does not take.
+/// librdkafka's own words for the first that it does not take, or what is wrong with a file.
 pub(crate) fn check_settings(config: &Config) -> Result<(), String> {
     let settings = ClientSettings::new(config, 0);
     for client in [settings.consumer(), settings.producer(usize::MAX)] {
         client.create_native_config().map_err(|error| format!("kafka.client: {error}"))?;
     }
-    Ok(())
+    let Some(nats) = &config.nats else {
+        return Ok(());
+    };
+    nats::check_settings(&nats.connection).map_err(|error| error.to_string())
 }
 
 fn default_to(client: &mut ClientConfig, key: &str, value: impl Into<String>) {

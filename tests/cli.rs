@@ -615,6 +615,12 @@ fn config_check_says_ok_or_every_problem() {
         ran.expect_error(2, &["worker.toml:3: kafka.gruop", "group", "worker.toml:6: route[0].replies"]);
     }
     run(&mut forebay(["config", "check", "nowhere.toml"])).expect_error(2, &["nowhere.toml", "cannot be read"]);
+
+    // The files of a connection are looked into, where connections are built in.
+    if cfg!(feature = "kafka") {
+        fs::write(&file, format!("{WORKER}[nats]\ncreds_file = \"gone.creds\"\n")).unwrap();
+        run(forebay(["config", "check"]).arg(&file)).expect_error(2, &["nats.creds_file", "gone.creds cannot be read"]);
+    }
 }
 
 #[test]

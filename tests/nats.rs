@@ -44,9 +44,9 @@ async fn works(connection: &NatsConnection) {
 
 /// Waits until the connection is lost, or was never made, for this.
 async fn fails(connection: &NatsConnection, wanted: &str) {
-    until_async(wanted, || connection.last_error().is_some()).await;
-    let error = connection.last_error().unwrap_or_default();
-    assert!(error.contains(wanted), "{error}");
+    // On a busy machine a time-out may come before the reason.
+    let is_for = || connection.last_error().is_some_and(|error| error.contains(wanted));
+    until_async(&format!("\"{wanted}\", and not a connection"), is_for).await;
 }
 
 fn main() -> ExitCode {
