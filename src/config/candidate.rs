@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::check::{Check, parse_sha256};
-use super::dump::{calibration, hex};
+use super::dump::calibration;
 use super::raw::RawCandidate;
 use super::substitute::literal;
 use crate::engine::CandidateSpec;
-use crate::model::LoadOptions;
+use crate::model::{LoadOptions, hex};
 use crate::score::Trial;
 
 /// The tables at `key`, one at the most. What they leave out of how the file is loaded is the model's own.
@@ -63,7 +63,7 @@ pub(super) fn dump(candidate: Option<&CandidateSpec>) -> Vec<RawCandidate> {
         share: candidate.trial.share,
         kind: candidate.load.model_type.into(),
         compile_model: Some(candidate.load.backend.into()),
-        sha256: candidate.sha256.as_ref().map(hex).unwrap_or_default(),
+        sha256: candidate.sha256.as_ref().map(|digest| hex(digest)).unwrap_or_default(),
         trusted: candidate.load.trusted,
         enable_model_quantization: Some(candidate.load.quantize),
         enable_quantization: Some(candidate.load.quantize_inputs),

@@ -9,7 +9,7 @@ use super::substitute::literal;
 use super::units::{bytes_text, duration_text};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
 use super::{Config, Engine, Journal, Kafka, Model, Route, batch, candidate, nats, onnx, preprocess, python};
-use crate::model::LoadOptions;
+use crate::model::{LoadOptions, hex};
 use crate::placement::Pin;
 
 /// The effective config as TOML, with secrets as `***`.
@@ -87,7 +87,7 @@ fn model(model: &Model) -> RawModel {
         path: Some(literal(&model.path.display().to_string())),
         kind: model.load.model_type.into(),
         compile_model: model.load.backend.into(),
-        sha256: model.sha256.as_ref().map(hex).unwrap_or_default(),
+        sha256: model.sha256.as_ref().map(|digest| hex(digest)).unwrap_or_default(),
         trusted: model.load.trusted,
         enable_model_quantization: model.load.quantize,
         enable_quantization: model.load.quantize_inputs,
@@ -103,11 +103,6 @@ fn model(model: &Model) -> RawModel {
 
 pub(super) fn calibration(load: &LoadOptions) -> String {
     load.calibration.as_ref().map(|path| literal(&path.display().to_string())).unwrap_or_default()
-}
-
-pub(super) fn hex(digest: &[u8; 32]) -> String {
-    let digits = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
 fn engine(engine: &Engine) -> RawEngine {

@@ -7,9 +7,8 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use super::load::hex;
-use super::{Calibration, FeatureRange, ModelSchema, Preprocessor};
-use crate::source::lines::{self, Columns, Format, Input, LinesSource, Table};
+use super::{Calibration, FeatureRange, ModelSchema, Preprocessor, hex};
+use crate::source::lines::{self, Columns, Format, Input, LinesSource};
 
 /// Fewer rows say too little of what is to come.
 const ROWS_MIN: u64 = 100;
@@ -70,14 +69,8 @@ fn open<R: Read>(path: &Path, mut input: Input<R>, entry: &super::ModelEntry) ->
         Some(format) => format,
         None => input.look().map_err(|error| error.to_string())?,
     };
-    match format {
-        Format::JsonLines => Ok(LinesSource::json_lines(input, CHUNK_ROWS)),
-        Format::Table { delimiter } => {
-            let columns = Columns { header: true, ..Columns::default() };
-            let table = Table::new(delimiter, columns, entry);
-            table.and_then(|table| LinesSource::table(input, table, CHUNK_ROWS)).map_err(|error| error.to_string())
-        }
-    }
+    let columns = Columns { header: true, ..Columns::default() };
+    LinesSource::open(input, format, columns, entry, CHUNK_ROWS).map_err(|error| error.to_string())
 }
 
 /// A file whose bytes are hashed as they are read.

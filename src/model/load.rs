@@ -184,10 +184,13 @@ pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>
     #[cfg(feature = "python")]
     if model_type == ModelType::Sklearn {
         let graph = super::python::graph(file, options)?;
-        return graph_form(&ModelBytes::new(file.path.clone(), graph), options);
+        if !options.quantize || is_trees(&graph) {
+            return Ok(graph);
+        }
+        return int8_form(&ModelBytes::new(file.path.clone(), graph), options);
     }
-    if model_type == ModelType::Onnx && options.quantize && read::read(Format::Onnx, &file.bytes).is_err() {
-        return graph_form(file, options);
+    if model_type == ModelType::Onnx && options.quantize && !is_trees(&file.bytes) {
+        return int8_form(file, options);
     }
     let Some(format) = compiled::format(model_type) else {
         let known = "XGBoost, LightGBM, Treelite and scikit-learn models have, and ONNX models of trees";
@@ -202,14 +205,21 @@ pub fn compiled_form(file: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>
     Ok(saved::save(model_type.as_str(), &read, &file.sha256))
 }
 
-/// A graph, with weights of 8 bits where they are asked for; trees have none.
-fn graph_form(graph: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>, ModelError> {
-    #[cfg(feature = "onnx")]
-    if options.quantize && read::read(Format::Onnx, &graph.bytes).is_err() {
-        return super::onnx::int8(graph, options).map(|int8| int8.bytes);
-    }
-    let _ = options;
-    Ok(graph.bytes.clone())
+/// Whether a graph is one tree ensemble, which has no weights to store in 8 bits.
+fn is_trees(graph: &[u8]) -> bool {
+    read::read(Format::Onnx, graph).is_ok()
+}
+
+/// A graph with weights of 8 bits.
+#[cfg(feature = "onnx")]
+fn int8_form(graph: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>, ModelError> {
+    super::onnx::int8(graph, options).map(|int8| int8.bytes)
+}
+
+/// This build has no ONNX Runtime, whose quantizer makes such weights.
+#[cfg(not(feature = "onnx"))]
+fn int8_form(graph: &ModelBytes, options: &LoadOptions) -> Result<Vec<u8>, ModelError> {
+    refuse_quantized(graph, options).map(|()| graph.bytes.clone())
 }
 
 /// Through the library whose format it is.
@@ -254,7 +264,8 @@ pub(super) fn load_library(
     }
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// Lower-case hex digits, as `sha256sum` prints them.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

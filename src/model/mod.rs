@@ -53,6 +53,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::catalog::{Catalog, LevelTimeout, ModelEntry};
 pub use self::features::{FeatureKind, FeatureKinds, NotWhole};
+pub(crate) use self::load::hex;
 pub use self::load::{ModelBytes, compiled_form, load, model_type_of};
 pub use self::onnx_options::{GraphOptimization, OnnxOptions};
 pub use self::options::LoadOptions;

@@ -9,6 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::RowType;
 
+/// What a Python process takes over of this process's environment; all else could be a secret.
+#[cfg(any(feature = "onnx", feature = "python"))]
+const KEPT: [&str; 8] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYENV_ROOT", "PYENV_VERSION"];
+
+/// The environment of every process that the configured interpreter runs in.
+#[cfg(any(feature = "onnx", feature = "python"))]
+pub(super) fn kept_environment() -> impl Iterator<Item = (&'static str, std::ffi::OsString)> {
+    KEPT.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
+}
+
 /// How Python runs a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PythonOptions {

@@ -15,6 +15,7 @@ use std::path::Path;
 
 use crate::clock;
 use crate::decode::Received;
+use crate::model::ModelEntry;
 use crate::record::{Chunk, ErrorCode, Message, NewRequest, PartitionId, Position, Reject, ReplyAddress, Work};
 
 pub use self::rows::{RowsError, each_row, entry_of, route_decoder};
@@ -144,6 +145,26 @@ struct JsonLines {
 }
 
 impl<R: Read> LinesSource<R> {
+    /// Reads lines of that format; `columns` are for tables. A chunk holds `records_max` of them at most.
+    ///
+    /// # Errors
+    /// [`TableError`] when a table's columns do not fit the model.
+    pub fn open(
+        input: Input<R>,
+        format: Format,
+        columns: Columns,
+        entry: &ModelEntry,
+        records_max: usize,
+    ) -> Result<Self, TableError> {
+        match format {
+            Format::JsonLines => Ok(Self::json_lines(input, records_max)),
+            Format::Table { delimiter } => {
+                let table = Table::new(delimiter, columns, entry)?;
+                Self::table(input, table, records_max)
+            }
+        }
+    }
+
     /// Reads JSON lines; a chunk holds `records_max` of them at most.
     #[must_use]
     pub fn json_lines(input: Input<R>, records_max: usize) -> Self {

@@ -4,12 +4,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
-
-use sha2::{Digest as _, Sha256};
+use std::path::PathBuf;
 
 use crate::Shared;
-use crate::support::{Record, Worker, repository};
+use crate::support::{Record, Worker, repository, trusted};
 
 const MODELS: [&str; 12] = [
     "fx_one_hot/model.json",
@@ -83,14 +81,6 @@ fn file(model: &str) -> PathBuf {
 /// Compiled by `TL2cgen`.
 fn is_library(model: &str) -> bool {
     name(model).starts_with("tc_")
-}
-
-fn trusted(path: &Path) -> String {
-    let digits = Sha256::digest(fs::read(path).unwrap()).iter().fold(String::new(), |mut digits, byte| {
-        let _ = write!(digits, "{byte:02x}");
-        digits
-    });
-    format!("trusted = true\nsha256 = \"{digits}\"\n")
 }
 
 /// Rows as JSON arrays, each with the scores that its library gave.

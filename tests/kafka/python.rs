@@ -1,14 +1,11 @@
 //! Python models through Kafka: equal to Python's own output of the same run; and one that misbehaves in every way, whose
 //! other records are answered while the worker stays up.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
-
 use crate::Shared;
-use crate::support::{Record, Worker, repository, until};
+use crate::support::{Record, Worker, repository, trusted, until};
 
 /// Folder and file: a `DataFrame`'s columns, a forest that skops knows, several classes, functions, a class with weights.
 const MODELS: [&str; 5] = [
@@ -132,14 +129,11 @@ pub(crate) fn misdeeds(shared: &Shared) {
 /// A route and its model, trusted and pinned.
 fn tables(shared: &Shared, name: &str, path: &Path, python: &str) -> String {
     shared.kafka.create(&[&format!("{name}-in"), &format!("{name}-out")], 1);
-    let digits = Sha256::digest(fs::read(path).unwrap()).iter().fold(String::new(), |mut digits, byte| {
-        let _ = write!(digits, "{byte:02x}");
-        digits
-    });
+    let trust = trusted(path);
     let (path, interpreter) = (path.display(), repository().join(".venv/test/bin/python"));
     format!(
         "[[route]]\ninput = [\"{name}-in\"]\nreply_topic = \"{name}-out\"\nmodel = \"{name}\"\n[[model]]\nname = \"{name}\"\n\
-         path = \"{path}\"\ntrusted = true\nsha256 = \"{digits}\"\n[model.python]\ninterpreter = \"{}\"\n{python}",
+         path = \"{path}\"\n{trust}[model.python]\ninterpreter = \"{}\"\n{python}",
         interpreter.display()
     )
 }

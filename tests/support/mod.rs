@@ -10,6 +10,7 @@ pub mod nats;
 pub mod raw;
 pub mod stream;
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -26,6 +27,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
+use sha2::{Digest as _, Sha256};
 
 /// Long enough for anything that works, on a busy machine of two cores.
 pub const BOUND: Duration = Duration::from_secs(60);
@@ -37,6 +39,20 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(clock::now() - start < BOUND, "waited {BOUND:?} for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Sends a process a signal, such as "-TERM".
+fn signal(pid: u32, signal: &str) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+/// Lines of `[[model]]` for a file that runs code of its own: trusted, and pinned to what it holds.
+pub fn trusted(path: &Path) -> String {
+    let digits = Sha256::digest(fs::read(path).unwrap()).iter().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    });
+    format!("trusted = true\nsha256 = \"{digits}\"\n")
 }
 
 /// A lost connection is made again by the client; any other error ends the test.
@@ -398,7 +414,7 @@ impl Worker {
     }
 
     pub fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+        self::signal(self.pid(), signal);
     }
 
     /// SIGTERM; returns the exit code.

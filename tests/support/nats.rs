@@ -79,7 +79,7 @@ impl Nats {
     }
 
     pub fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap().success());
+        super::signal(self.pid(), signal);
     }
 
     pub fn log(&self) -> String {

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 
 use crate::cli::Usage;
 use crate::model::ModelEntry;
-use crate::source::lines::{Columns, Format, Input, LinesSource, Table, TableError};
+use crate::source::lines::{Columns, Format, Input, LinesSource, TableError};
 
 /// Where rows come from, and how they are read.
 #[derive(Debug, Args)]
@@ -119,21 +119,14 @@ pub(in crate::cli) fn source(
         },
     };
     let TableArgs { no_header, skip_columns, ref columns, .. } = args.table;
-    match format {
-        Format::JsonLines if no_header || skip_columns > 0 || columns.is_some() => {
-            let message = "--no-header, --skip-columns and --columns are for tables, and the input is JSON lines; \
-                           a table is read with --format csv or --format tsv";
-            Err(Usage(message.to_owned()).into())
-        }
-        Format::JsonLines => Ok(LinesSource::json_lines(input, records_max)),
-        Format::Table { delimiter } => {
-            let columns = Columns { header: !no_header, skip: skip_columns as usize, chosen: columns.clone() };
-            let table = Table::new(delimiter, columns, entry);
-            let source = table.and_then(|table| LinesSource::table(input, table, records_max));
-            source.map_err(|error| match error {
-                TableError::Columns(message) => Usage(format!("{}: {message}", args.name())).into(),
-                TableError::Io(error) => anyhow::Error::new(error).context(cannot()),
-            })
-        }
+    if format == Format::JsonLines && (no_header || skip_columns > 0 || columns.is_some()) {
+        let message = "--no-header, --skip-columns and --columns are for tables, and the input is JSON lines; \
+                       a table is read with --format csv or --format tsv";
+        return Err(Usage(message.to_owned()).into());
     }
+    let columns = Columns { header: !no_header, skip: skip_columns as usize, chosen: columns.clone() };
+    LinesSource::open(input, format, columns, entry, records_max).map_err(|error| match error {
+        TableError::Columns(message) => Usage(format!("{}: {message}", args.name())).into(),
+        TableError::Io(error) => anyhow::Error::new(error).context(cannot()),
+    })
 }

@@ -11,10 +11,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::clock;
 use crate::model::PythonOptions;
+use crate::model::python_options::kept_environment;
 
 const SCRIPT: &str = include_str!("quantize.py");
-/// What the child takes over of this process's environment.
-const KEPT: [&str; 6] = ["PATH", "HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH"];
 /// The script's exit code where a package is missing.
 const PACKAGE_MISSING: i32 = 3;
 /// Most bytes of what the child said last that a message repeats.
@@ -51,9 +50,10 @@ fn start(graph: &[u8], python: &PythonOptions, output: &File, errors: &File) -> 
     let mut input = tempfile::tempfile()?;
     input.write_all(graph)?;
     input.rewind()?;
-    let kept = KEPT.iter().filter_map(|&name| Some((name, std::env::var_os(name)?)));
+    // The quantizer writes its graph into a folder for temporary files.
+    let temporary = std::env::var_os("TMPDIR").map(|folder| ("TMPDIR", folder));
     let mut command = Command::new(&python.interpreter);
-    command.args(["-I", "-B", "-X", "utf8", "-c", SCRIPT]).env_clear().envs(kept);
+    command.args(["-I", "-B", "-X", "utf8", "-c", SCRIPT]).env_clear().envs(kept_environment()).envs(temporary);
     command.stdin(input).stdout(output.try_clone()?).stderr(errors.try_clone()?);
     command.spawn()
 }

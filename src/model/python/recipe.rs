@@ -1,6 +1,5 @@
 //! [`Recipe`]: all that a process of a model is made from. Every process of a model is made from the same one.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::super::python_options::kept_environment;
 use super::super::{ModelBytes, PythonOptions, RowType, RunnerStats};
 use super::file::FileKind;
 use super::memory::sealed_file;
@@ -22,8 +22,6 @@ const LOADING: &str = include_str!("loading.py");
 const RUNNER: &str = include_str!("runner.py");
 const SANDBOX: &str = include_str!("sandbox.py");
 
-/// What a child takes over of this process's environment; all else could be a secret.
-const KEPT: [&str; 8] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYENV_ROOT", "PYENV_VERSION"];
 /// One thread a process: the processes are the threads. The last two keep joblib from asking for more.
 const SET: [(&str, &str); 9] = [
     ("OMP_NUM_THREADS", "1"),
@@ -88,10 +86,9 @@ impl Recipe {
     /// Starts a process, in a group of its own, that has been handed all it needs.
     pub(super) fn start(&self) -> io::Result<(Child, Channel)> {
         let (channel, other) = Channel::pair()?;
-        let kept: HashMap<&str, _> = KEPT.iter().filter_map(|&name| Some((name, std::env::var_os(name)?))).collect();
         let mut command = Command::new(&self.options.interpreter);
         command.args(["-I", "-B", "-u", "-X", "faulthandler", "-X", "utf8", "-c", BOOT]);
-        command.env_clear().envs(kept).envs(SET).current_dir("/").process_group(0);
+        command.env_clear().envs(kept_environment()).envs(SET).current_dir("/").process_group(0);
         command.stdin(OwnedFd::from(other)).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn()?;
         // The command holds the child's end too, and its closing is how an end of the child is seen.
