@@ -42,11 +42,10 @@ pub(crate) struct ClientSettings {
 }
 
 impl ClientSettings {
-    pub(crate) fn new(config: &Config, shard: u32) -> Self {
-        let (instance, group) = (&config.instance, &config.kafka.group);
+    pub(crate) fn new(kafka: &Kafka, instance: &str, shard: u32) -> Self {
         let member = format!("{instance}-{shard}");
-        let transactional_id = format!("{group}-{instance}-{shard}");
-        Self { kafka: config.kafka.clone(), shard, member, transactional_id }
+        let transactional_id = format!("{}-{instance}-{shard}", kafka.group);
+        Self { kafka: kafka.clone(), shard, member, transactional_id }
     }
 
     pub(crate) fn transactional_id(&self) -> &str {
@@ -157,9 +156,11 @@ pub(crate) trait GroupMember: Send + Sync {
 /// # Errors
 /// librdkafka's own words for the first that it does not take, or what is wrong with a file.
 pub(crate) fn check_settings(config: &Config) -> Result<(), String> {
-    let settings = ClientSettings::new(config, 0);
-    for client in [settings.consumer(), settings.producer(usize::MAX)] {
-        client.create_native_config().map_err(|error| format!("kafka.client: {error}"))?;
+    if let Some(kafka) = &config.kafka {
+        let settings = ClientSettings::new(kafka, &config.instance, 0);
+        for client in [settings.consumer(), settings.producer(usize::MAX)] {
+            client.create_native_config().map_err(|error| format!("kafka.client: {error}"))?;
+        }
     }
     let Some(nats) = &config.nats else {
         return Ok(());

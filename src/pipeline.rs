@@ -11,42 +11,31 @@
 //! knows it is alive.
 
 mod hands;
+mod line;
+mod shard;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
-use self::hands::{PartitionKeys, ShardGroup, ShardReturns};
+use self::shard::Shard;
 use crate::admin::{self, Health};
 use crate::cache::CachePolicy;
-use crate::client::{BrokerWatch, ClientSettings, GroupMember, check_settings};
+use crate::client::check_settings;
 use crate::clock::{self, Stop};
 use crate::config::{self, Config};
-use crate::decode::{Decoded, Received, RouteDecoder};
 use crate::engine::{EngineError, InferenceEngine, InferenceEngineConfig, RegistryError};
 use crate::metrics::Metrics;
 use crate::model::ModelError;
-use crate::placement::settle_shard;
-use crate::record::{Chunk, Message, ModelId};
 use crate::reload::{self, ConfigSource, Reloader};
-use crate::score::{JournalFile, SubmitterId};
-use crate::sink::inbox::{Event, Inbox};
-use crate::sink::kafka::{KafkaSink, SinkError};
-use crate::sink::ledger::{Ledger, ReplyRoute};
-use crate::source::kafka::{KafkaSource, SourceError};
+use crate::score::JournalFile;
+use crate::sink::SinkError;
+use crate::source::SourceError;
 
-/// Most records that one poll hands on.
-const CHUNK_RECORDS_MAX: usize = 512;
-/// How long a poll waits for the first record.
-const POLL_WAIT: Duration = Duration::from_millis(100);
-/// How long a poll waits while the source is paused: then it looks again whether there is room.
-const PAUSED_WAIT: Duration = Duration::from_millis(2);
-/// What librdkafka may take to close, past the drain's own bound.
+/// What a client may take to close, past the drain's own bound.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
 
 /// How a worker ended when it was asked to.
@@ -141,11 +130,6 @@ impl Worker {
     /// [`WorkerError`] for what is wrong before the first record. A broker that is away is no error: it is waited for.
     pub fn start(config: &Config, source: Option<ConfigSource>, stop: Arc<Stop>) -> Result<Self, WorkerError> {
         check_settings(config).map_err(WorkerError::Client)?;
-        if config.nats.is_some() {
-            let reason =
-                "nats: this version serves Kafka only, and NATS would get no replies; take the [nats] table out";
-            return Err(WorkerError::Client(reason.to_owned()));
-        }
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::default());
         let engine = Arc::new(InferenceEngine::with_metrics(engine_config(config), Arc::clone(&metrics))?);
@@ -169,10 +153,11 @@ impl Worker {
         let admin = admin::serve(config.admin.listen, Arc::clone(&health), Arc::clone(&engine), control);
         let admin = admin.map_err(|error| WorkerError::Admin(config.admin.listen, error))?;
         engine.plan().log();
-        tracing::info!(instance = config.instance, group = config.kafka.group, %admin, "started");
+        tracing::info!(instance = config.instance, group = config.group(), %admin, "started");
         let failure = Arc::new(Failure::default());
         let mut shards = Vec::new();
-        for number in 0..config.kafka.shards.get() {
+        let lines = if config.routes.is_empty() { 0 } else { config.shards().get() };
+        for number in 0..lines {
             let shard = Shard::new(config, number, &models, &engine, &health, &stop, &failure);
             health.not_ready(&shard.part("producer"), "starting");
             health.not_ready(&shard.part("group"), "no partitions were assigned yet");
@@ -263,7 +248,7 @@ fn engine_config(config: &Config) -> InferenceEngineConfig {
     let largest = config.models.iter().map(|model| model.batch.policy.batch_size_max.get()).max().unwrap_or(1);
     let journal = match &config.engine.journal {
         config::Journal::Off => None,
-        config::Journal::Auto => Some(JournalFile::auto(&config.kafka.group, &config.instance, largest)),
+        config::Journal::Auto => Some(JournalFile::auto(config.group(), &config.instance, largest)),
         config::Journal::At(path) => Some(JournalFile { path: path.clone(), batch_size_max: largest }),
     };
     let config::Cache { mode, bytes_max, ttl, features, features_bytes_max } = config.cache;
@@ -276,234 +261,5 @@ fn engine_config(config: &Config) -> InferenceEngineConfig {
         pin: config.engine.pin.clone(),
         huge_pages: config.engine.huge_pages == config::HugePages::Transparent,
         ..InferenceEngineConfig::default()
-    }
-}
-
-/// One consumer-to-producer line.
-struct Shard {
-    number: u32,
-    settings: ClientSettings,
-    config: Config,
-    decoders: Vec<(Vec<String>, RouteDecoder)>,
-    engine: Arc<InferenceEngine>,
-    health: Arc<Health>,
-    watch: Arc<BrokerWatch>,
-    stop: Arc<Stop>,
-    failure: Arc<Failure>,
-}
-
-impl Shard {
-    fn new(
-        config: &Config,
-        number: u32,
-        models: &[ModelId],
-        engine: &Arc<InferenceEngine>,
-        health: &Arc<Health>,
-        stop: &Arc<Stop>,
-        failure: &Arc<Failure>,
-    ) -> Self {
-        let decoders = config.routes.iter().zip(0..).map(|(route, index)| {
-            let decoder = RouteDecoder {
-                route: index,
-                model: Some(models[route.model_index]),
-                reply_topics_allowed: route.reply_topics_allowed.clone(),
-                reply_topic: route.reply_topic.clone(),
-                deadline_from: route.deadline_from,
-                record_bytes_max: route.record_bytes_max.get(),
-                compacted: route.compacted,
-                keep_original: route.dead_letter.is_some(),
-                retries: route.retries,
-            };
-            (route.input.clone(), decoder)
-        });
-        Self {
-            number,
-            settings: ClientSettings::new(config, number),
-            config: config.clone(),
-            decoders: decoders.collect(),
-            engine: Arc::clone(engine),
-            health: Arc::clone(health),
-            watch: Arc::new(BrokerWatch::new(&config.kafka.brokers, Arc::clone(engine.metrics()))),
-            stop: Arc::clone(stop),
-            failure: Arc::clone(failure),
-        }
-    }
-
-    /// A part's name at `/readyz`.
-    fn part(&self, name: &str) -> String {
-        if self.config.kafka.shards.get() == 1 { name.to_owned() } else { format!("{name}-{}", self.number) }
-    }
-
-    /// The source thread. `None` when the worker failed; why is in [`Failure`].
-    fn run(self) -> Option<Ended> {
-        // First of all: librdkafka's threads, and the shard's own, stay where the thread is that starts them.
-        settle_shard(self.engine.plan(), self.number);
-        let ended = self.serve();
-        let ended = ended.map_err(|error| self.failure.set(error));
-        ended.ok().flatten()
-    }
-
-    /// Starts the transaction thread, feeds it, and ends after it.
-    fn serve(&self) -> Result<Option<Ended>, WorkerError> {
-        let shards = self.config.kafka.shards.get() as usize;
-        let in_flight_max = (self.config.engine.in_flight_max.get() as usize).div_ceil(shards);
-        let (inbox, events) = Inbox::new(in_flight_max + CHUNK_RECORDS_MAX);
-        let keys = Arc::new(PartitionKeys::default());
-        let returns = ShardReturns { inbox: Arc::clone(&inbox), keys: Arc::clone(&keys) };
-        let submitter = self.engine.register(Arc::new(returns));
-        let listener = Arc::new(ShardGroup {
-            inbox: Arc::clone(&inbox),
-            engine: Arc::clone(&self.engine),
-            group: self.config.kafka.group.clone(),
-            keys,
-            health: Arc::clone(&self.health),
-            part: self.part("group"),
-            revoke_bound: self.config.kafka.drain_timeout,
-        });
-        let topics: Vec<&str> = self.decoders.iter().flat_map(|(topics, _)| topics).map(String::as_str).collect();
-        let (watch, metrics) = (Arc::clone(&self.watch), Arc::clone(self.engine.metrics()));
-        let mut source = KafkaSource::join(&self.settings, &topics, listener, watch, metrics, Arc::clone(&self.stop))?;
-        let (sink, ledger) = (self.sink(source.consumer()), self.ledger(&inbox, events));
-        let sink = Builder::new().name(format!("forebay-txn-{}", self.number)).spawn(move || sink.run(ledger))?;
-
-        let intake = Intake { shard: self, inbox: &inbox, submitter, in_flight_max };
-        if let Err(error) = intake.run(&mut source, || sink.is_finished()) {
-            // Nothing more can come: what is finished is committed if the group still lets it, and that is all.
-            self.fail(error);
-        }
-        self.health.not_ready(&self.part("group"), "draining");
-        inbox.send(Event::Drain);
-        while !sink.is_finished() {
-            // The transaction thread needs the group's word for its last commit: the consumer must be polled.
-            source.set_paused(true);
-            let _ = source.recv(CHUNK_RECORDS_MAX, PAUSED_WAIT, |_| {});
-        }
-        let ended = match sink.join() {
-            Ok(Ok(0)) => Some(Ended::Drained),
-            Ok(Ok(unanswered)) => Some(Ended::CutShort { unanswered }),
-            Ok(Err(error)) => {
-                self.fail(error);
-                None
-            }
-            Err(_) => {
-                self.fail(SinkError::Fatal("the transaction thread panicked".to_owned()));
-                None
-            }
-        };
-        drop(source);
-        Ok(ended)
-    }
-
-    /// The worker ends with this error: at once, whatever may still hang on the way out.
-    fn fail(&self, error: impl Into<WorkerError>) {
-        self.failure.set(error);
-        self.stop.request(Duration::ZERO);
-    }
-
-    fn sink(&self, group: Arc<dyn GroupMember>) -> KafkaSink {
-        KafkaSink {
-            settings: self.settings.clone(),
-            limits: self.config.kafka.clone(),
-            group,
-            watch: Arc::clone(&self.watch),
-            health: Arc::clone(&self.health),
-            part: self.part("producer"),
-            stop: Arc::clone(&self.stop),
-        }
-    }
-
-    fn ledger(&self, inbox: &Arc<Inbox>, events: Receiver<Event>) -> Ledger {
-        let routes = self.config.routes.iter().map(|route| ReplyRoute {
-            topic: route.reply_topic.clone(),
-            metadata: route.reply_metadata,
-            inputs: route.input.clone(),
-            dead_letter: route.dead_letter.clone(),
-        });
-        let metrics = Arc::clone(self.engine.metrics());
-        Ledger::new(routes.collect(), self.config.kafka.ordering, Arc::clone(inbox), events, metrics)
-    }
-
-    fn decode(&self, message: &Message<'_>, received: Received, chunk: &mut Chunk) {
-        let route = self.decoders.iter().find(|(topics, _)| topics.iter().any(|topic| topic == message.topic));
-        let Some((_, decoder)) = route else { return };
-        match decoder.decode(message, received, &self.engine.catalog(), chunk) {
-            Decoded::Request => {}
-            Decoded::Skipped => self.engine.metrics().records_skipped.inc(),
-        }
-    }
-}
-
-/// The source thread's loop: consume, decode, submit; pause when there is no room.
-struct Intake<'a> {
-    shard: &'a Shard,
-    inbox: &'a Arc<Inbox>,
-    submitter: SubmitterId,
-    in_flight_max: usize,
-}
-
-impl Intake<'_> {
-    /// Until the worker is asked to stop, or the transaction thread has ended.
-    fn run(&self, source: &mut KafkaSource, sink_ended: impl Fn() -> bool) -> Result<(), SourceError> {
-        // What found its level of the queue full waits here, and the source is paused until it is taken.
-        let mut parked: VecDeque<(Arc<Chunk>, usize)> = VecDeque::new();
-        let mut full = false;
-        let mut scratch = Chunk::default();
-        let mut probed = clock::now();
-        while !sink_ended() {
-            self.submit(&mut parked)?;
-            let stopping = self.shard.stop.requested();
-            if stopping && (self.inbox.in_flight() == 0 || self.shard.stop.overdue()) {
-                return Ok(());
-            }
-            // High mark: the limit; low mark: half of it. A pause throws fetched records away, so it must be rare.
-            let in_flight = self.inbox.in_flight();
-            full = in_flight >= self.in_flight_max || (full && in_flight > self.in_flight_max / 2);
-            let paused = stopping || full || !parked.is_empty();
-            source.set_paused(paused);
-            let wait = if paused { PAUSED_WAIT } else { POLL_WAIT };
-            if let Some(chunk) = self.receive(source, &mut scratch, wait, stopping)? {
-                self.inbox.received(&chunk);
-                parked.push_back((chunk, 0));
-                self.submit(&mut parked)?;
-            }
-            let now = clock::now();
-            if self.shard.watch.is_away() && now - probed > Duration::from_secs(1) {
-                source.probe();
-                probed = now;
-            }
-        }
-        Ok(())
-    }
-
-    /// One poll, decoded. Past the stop nothing is taken on: it was not committed, so it is read again by who comes next.
-    fn receive(
-        &self,
-        source: &mut KafkaSource,
-        scratch: &mut Chunk,
-        wait: Duration,
-        stopping: bool,
-    ) -> Result<Option<Arc<Chunk>>, SourceError> {
-        let mut arrival = None;
-        let count = source.recv(CHUNK_RECORDS_MAX, wait, |message| {
-            if !stopping {
-                let now = || Received { arrived: clock::now(), unix_ms: clock::unix_ms() };
-                self.shard.decode(message, *arrival.get_or_insert_with(now), scratch);
-            }
-        })?;
-        self.shard.engine.metrics().records_received.inc_by(count as u64);
-        Ok((!scratch.requests().is_empty()).then(|| Arc::new(scratch.take())))
-    }
-
-    /// Submits what is parked, in order, as far as the queues take it.
-    fn submit(&self, parked: &mut VecDeque<(Arc<Chunk>, usize)>) -> Result<(), SourceError> {
-        while let Some((chunk, from)) = parked.front_mut() {
-            let submitted = self.shard.engine.submit(self.submitter, chunk, *from);
-            *from = submitted.map_err(|closed| SourceError::Fatal(closed.to_string()))?;
-            if *from < chunk.requests().len() {
-                break;
-            }
-            parked.pop_front();
-        }
-        Ok(())
     }
 }

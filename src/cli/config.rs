@@ -76,8 +76,13 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
 fn summary(config: &Config) -> String {
     let many = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     let (routes, models) = (many(config.routes.len(), "route"), many(config.models.len(), "model"));
-    let (instance, group, brokers) = (&config.instance, &config.kafka.group, &config.kafka.brokers);
-    format!("ok: instance {instance}, group {group} at {brokers}, {routes}, {models}")
+    let brokers = config.kafka.iter().map(|kafka| kafka.brokers.clone());
+    let servers = config.nats.iter().flat_map(|nats| &nats.connection.servers);
+    let servers: Vec<&str> = servers.map(async_nats::ServerAddr::as_url_str).collect();
+    let servers = Some(servers.join(",")).filter(|servers| !servers.is_empty());
+    let places: Vec<String> = brokers.chain(servers).collect();
+    let (instance, group, places) = (&config.instance, config.group(), places.join(" and "));
+    format!("ok: instance {instance}, group {group} at {places}, {routes}, {models}")
 }
 
 fn write_schemas(dir: &Path) -> anyhow::Result<()> {

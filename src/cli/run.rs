@@ -24,7 +24,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     logs::start(&config.log);
     let stop = Arc::new(Stop::default());
-    stop_on_signals(&stop, config.kafka.drain_timeout).context("cannot listen for signals")?;
+    stop_on_signals(&stop, config.drain_timeout()).context("cannot listen for signals")?;
     let source = ConfigSource { path: args.config.clone(), overrides };
     let ended = Worker::start(&config, Some(source), stop).and_then(|worker| {
         reload_on_hangup(worker.reloader())?;

@@ -50,7 +50,8 @@ impl Wishes {
         // The name tells nothing of places, and a file that takes it from the environment is read without.
         let config = Config::from_file(file, &Overrides { instance: Some("topology".to_owned()) })?;
         let num_threads = config.engine.num_threads.map_or(0, |threads| threads.get() as usize);
-        Ok(Self { num_threads, pin: config.engine.pin, shards: config.kafka.shards.get() })
+        let shards = config.shards().get();
+        Ok(Self { num_threads, pin: config.engine.pin, shards })
     }
 }
 

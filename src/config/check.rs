@@ -15,12 +15,11 @@ use super::client::{ClientValue, refusal};
 use super::cross;
 use super::error::Problem;
 use super::places::{Places, join};
-use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawModel, RawRoute};
-use super::topic::{TopicPattern, is_name, is_topic};
+use super::raw::{RawAdmin, RawCache, RawConfig, RawEngine, RawKafka, RawModel};
+use super::topic::is_name;
 use super::units::{bytes_words, duration_words, parse_bytes, parse_duration};
 use super::values::{BytesText, DurationText, PinMode, RawClientValue, RawPin};
-use super::wants::listed;
-use super::{Admin, Cache, Config, DeadLetter, Delivery, Engine, Journal, Kafka, Log, Model, Route};
+use super::{Admin, Cache, Config, Delivery, Engine, Journal, Kafka, Log, Model};
 use crate::model::{LoadOptions, Quantization};
 use crate::placement::Pin;
 
@@ -37,19 +36,20 @@ const COMMIT_BYTES: RangeInclusive<u64> = 1 << 10..=1 << 30;
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(5 * 60);
 const CACHE_BYTES: RangeInclusive<u64> = 1 << 10..=64 << 30;
 const CACHE_TTL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60);
-const RECORD_BYTES: RangeInclusive<u64> = 1..=1 << 30;
 
 /// The config, and what is wrong with it; it is worth something only where nothing is.
 pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config, Vec<Problem>) {
     let mut check = Check { places, problems: Vec::new() };
     let models: Vec<Model> = raw.model.iter().enumerate().map(|(at, model)| check.model(at, model, base_dir)).collect();
-    let routes: Vec<Route> = raw.route.iter().enumerate().map(|(at, route)| check.route(at, route, &models)).collect();
+    let instance = check.instance(raw.instance);
+    let kafka = raw.kafka.map(|kafka| check.kafka(kafka));
+    let nats = raw.nats.map(|nats| super::nats::nats(&mut check, nats, &instance, base_dir));
+    let routes = super::route::routes(&mut check, &raw.route, &models, kafka.is_some(), nats.as_ref());
     let between = cross::check(&routes, &models, places);
     check.problems.extend(between);
-    let instance = check.instance(raw.instance);
     let config = Config {
-        kafka: check.kafka(raw.kafka),
-        nats: raw.nats.map(|nats| super::nats::nats(&mut check, nats, &instance, base_dir)),
+        kafka,
+        nats,
         instance,
         routes,
         models,
@@ -62,7 +62,7 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
 }
 
 pub(super) struct Check<'a> {
-    places: &'a Places,
+    pub(super) places: &'a Places,
     problems: Vec<Problem>,
 }
 
@@ -98,13 +98,6 @@ impl Check<'_> {
             self.wants(key, &text.0, &format!("a size from {min} to {max} {form}"));
             NonZeroUsize::MIN
         })
-    }
-
-    fn topic(&mut self, key: &str, name: String) -> String {
-        if !is_topic(&name) {
-            self.wants(key, &name, "a topic: 1 to 249 of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\"");
-        }
-        name
     }
 
     fn instance(&mut self, name: String) -> String {
@@ -182,95 +175,6 @@ impl Check<'_> {
             client.insert(name, value);
         }
         client
-    }
-
-    fn route(&mut self, at: usize, raw: &RawRoute, models: &[Model]) -> Route {
-        let key = |name: &str| format!("route[{at}].{name}");
-        let inputs = raw.input.iter().flatten().enumerate();
-        let input: Vec<String> =
-            inputs.map(|(at, topic)| self.topic(&format!("{}[{at}]", key("input")), topic.clone())).collect();
-        let reply_topic = raw.reply_topic.clone().map(|topic| self.topic(&key("reply_topic"), topic));
-        let mut reply_topics_allowed = Vec::with_capacity(raw.reply_topics_allowed.len());
-        for (at, text) in raw.reply_topics_allowed.iter().enumerate() {
-            let key = format!("{}[{at}]", key("reply_topics_allowed"));
-            reply_topics_allowed.extend(self.allowed(&key, text, &input));
-        }
-        Route {
-            model_index: self.model_of_route(&format!("route[{at}]"), raw.model.as_deref(), models),
-            reply_topic: reply_topic.unwrap_or_default(),
-            reply_topics_allowed,
-            deadline_from: raw.deadline_from,
-            reply_metadata: raw.reply_metadata,
-            dead_letter: self.dead_letter(&key("dead_letter"), &raw.dead_letter, &input),
-            record_bytes_max: self.bytes(&key("record_bytes_max"), &raw.record_bytes_max, &RECORD_BYTES),
-            compacted: raw.compacted,
-            input,
-            retries: raw.retries,
-        }
-    }
-
-    fn dead_letter(&mut self, key: &str, text: &str, input: &[String]) -> Option<DeadLetter> {
-        if text == "off" {
-            return None;
-        }
-        let letter = DeadLetter { template: text.to_owned() };
-        for topic in input {
-            let name = letter.topic(topic);
-            if !is_topic(&name) {
-                let wanted = "\"off\" or a topic, in which \"<input>\" stands for the record's own";
-                self.wants(key, text, wanted);
-                return None;
-            }
-            if input.contains(&name) {
-                let got = self.places.quoted(key, text);
-                self.refuse(
-                    key,
-                    format!("{got} is an input of this route, so that failed records would come again without end"),
-                );
-                return None;
-            }
-        }
-        Some(letter)
-    }
-
-    fn allowed(&mut self, key: &str, text: &str, input: &[String]) -> Option<TopicPattern> {
-        let Some(pattern) = TopicPattern::new(text) else {
-            self.wants(key, text, "a topic in which \"*\" may stand for any characters");
-            return None;
-        };
-        if let Some(topic) = input.iter().find(|topic| pattern.matches(topic)) {
-            let message = format!(
-                "{} matches \"{topic}\", an input of this route, so that replies could be scored again without end; \
-                 narrow the pattern",
-                self.places.quoted(key, text)
-            );
-            self.refuse(key, message);
-        }
-        Some(pattern)
-    }
-
-    fn model_of_route(&mut self, route: &str, name: Option<&str>, models: &[Model]) -> usize {
-        let names = || -> Vec<String> { models.iter().map(|model| format!("{:?}", model.name)).collect() };
-        let Some(name) = name else {
-            if models.len() > 1 {
-                let message = format!("is missing, and there are several models; name {}", listed(&names(), "or"));
-                self.refuse(&format!("{route}.model"), message);
-            }
-            return 0;
-        };
-        // A model without a name has been reported, and may be the one that is meant.
-        let all_named = !models.is_empty() && models.iter().all(|model| !model.name.is_empty());
-        models.iter().position(|model| model.name == name).unwrap_or_else(|| {
-            if all_named {
-                let key = format!("{route}.model");
-                let got = self.places.quoted(&key, name);
-                self.refuse(
-                    &key,
-                    format!("got {got}, but no [[model]] has that name; there is {}", listed(&names(), "and")),
-                );
-            }
-            0
-        })
     }
 
     fn model(&mut self, at: usize, raw: &RawModel, base_dir: &Path) -> Model {

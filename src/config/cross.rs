@@ -7,7 +7,7 @@ use super::error::Problem;
 use super::onnx::other_libraries;
 use super::places::Places;
 use super::wants::listed;
-use super::{Model, Route};
+use super::{Model, Route, SubjectFilter, System};
 
 /// All disagreements.
 pub(super) fn check(routes: &[Route], models: &[Model], places: &Places) -> Vec<Problem> {
@@ -35,31 +35,71 @@ fn doubled_names(models: &[Model], places: &Places) -> Vec<Problem> {
 }
 
 fn doubled_topics(routes: &[Route], places: &Places) -> Vec<Problem> {
-    let mut readers: BTreeMap<&str, usize> = BTreeMap::new();
     let mut problems = Vec::new();
-    for (at, route) in routes.iter().enumerate() {
-        for (input_at, topic) in route.input.iter().enumerate() {
-            let Some(reader) = readers.insert(topic, at) else {
-                continue;
-            };
-            let key = format!("route[{at}].input[{input_at}]");
-            let got = places.quoted(&key, topic);
-            let message = if reader == at {
-                format!("{got} is in this list twice; name it once")
-            } else {
-                format!("{got} is also an input of route[{reader}]; a topic belongs to one route")
-            };
-            problems.push(places.problem(&key, message));
-        }
+    let mut read: Vec<(usize, &Input)> = Vec::new();
+    let inputs: Vec<(usize, usize, Input)> = routes
+        .iter()
+        .enumerate()
+        .flat_map(|(at, route)| {
+            route.input.iter().enumerate().map(move |(place, name)| (at, place, Input::new(route, name)))
+        })
+        .collect();
+    for (at, place, input) in &inputs {
+        let same = read.iter().find(|(_, other)| input.overlaps(other)).copied();
+        read.push((*at, input));
+        let Some((reader, other)) = same else {
+            continue;
+        };
+        let key = format!("route[{at}].input[{place}]");
+        let got = places.quoted(&key, input.name);
+        let message = if input.name != other.name {
+            format!(
+                "{got} has subjects that \"{}\" of route[{reader}] has too; a subject belongs to one route",
+                other.name
+            )
+        } else if reader == *at {
+            format!("{got} is in this list twice; name it once")
+        } else {
+            format!("{got} is also an input of route[{reader}]; a topic belongs to one route")
+        };
+        problems.push(places.problem(&key, message));
     }
     problems
 }
 
-/// Follows each route's replies: where they become its input again, one record would be scored for ever.
+/// A topic, or a filter of subjects.
+struct Input<'a> {
+    name: &'a str,
+    filter: Option<SubjectFilter>,
+}
+
+impl<'a> Input<'a> {
+    fn new(route: &Route, name: &'a str) -> Self {
+        let filter = (route.source == System::Nats).then(|| SubjectFilter::new(name)).flatten();
+        Self { name, filter }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        match (&self.filter, &other.filter) {
+            (Some(this), Some(that)) => this.overlaps(that),
+            _ => self.name == other.name,
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.filter.as_ref().map_or(self.name == name, |filter| filter.matches(name))
+    }
+}
+
+/// Follows each route's replies: where they become its input again, one record would be scored for ever. All routes have
+/// the same source and sink, or that has been reported.
 fn circles(routes: &[Route], places: &Places) -> Vec<Problem> {
+    if routes.iter().any(|route| route.source != route.sink) {
+        return Vec::new();
+    }
     let reader_of = |topic: &str| {
         let mut readers = routes.iter();
-        readers.position(|route| route.input.iter().any(|input| input == topic))
+        readers.position(|route| route.input.iter().any(|input| Input::new(route, input).has(topic)))
     };
     let mut problems = Vec::new();
     for (at, route) in routes.iter().enumerate().filter(|(_, route)| !route.reply_topic.is_empty()) {

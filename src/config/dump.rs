@@ -20,7 +20,7 @@ use crate::placement::Pin;
 pub fn dump(config: &Config) -> String {
     let raw = RawConfig {
         instance: literal(&config.instance),
-        kafka: kafka(&config.kafka),
+        kafka: config.kafka.as_ref().map(kafka),
         nats: config.nats.as_ref().map(nats::dump),
         route: config.routes.iter().map(|route| self::route(route, config)).collect(),
         model: config.models.iter().map(model).collect(),
@@ -68,6 +68,8 @@ fn kafka(kafka: &Kafka) -> RawKafka {
 
 fn route(route: &Route, config: &Config) -> RawRoute {
     RawRoute {
+        source: Some(route.source),
+        sink: Some(route.sink),
         input: Some(route.input.clone()),
         model: Some(config.model_of(route).name.clone()),
         reply_topic: Some(route.reply_topic.clone()),

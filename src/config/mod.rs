@@ -18,6 +18,7 @@ mod client;
 mod cross;
 mod dump;
 mod error;
+mod jetstream;
 mod names;
 mod nats;
 mod onnx;
@@ -25,7 +26,9 @@ mod places;
 mod preprocess;
 mod python;
 mod raw;
+mod route;
 mod shape;
+mod subject;
 mod substitute;
 mod topic;
 mod units;
@@ -50,13 +53,15 @@ pub(crate) use check::parse_sha256;
 pub use client::ClientValue;
 pub use dump::dump;
 pub use error::{ConfigError, Problem};
+pub use jetstream::JetStream;
 pub use nats::{ClientCertificate, Nats, NatsAuth, NatsSettings, NatsTls};
 pub use raw::schema;
+pub use subject::SubjectFilter;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
 pub use values::{
     CacheMode, DeadlineFrom, Delivery, HugePages, LogFormat, LogLevel, OnBadPosition, Ordering, Rebalance, Reload,
-    ReplyMetadata, StartPosition, Switch,
+    ReplyMetadata, StartPosition, Switch, System,
 };
 
 /// A whole worker.toml, validated.
@@ -64,11 +69,11 @@ pub use values::{
 pub struct Config {
     /// The worker's name: unique among the workers of its group, and the same over restarts.
     pub instance: String,
-    /// Where records come from and replies go.
-    pub kafka: Kafka,
-    /// What is read from NATS and sent there, if anything.
+    /// Kafka, if records come from there or replies go there.
+    pub kafka: Option<Kafka>,
+    /// NATS, if records come from there or replies go there.
     pub nats: Option<Nats>,
-    /// What is done with which input topic; at least one.
+    /// What is done with which input topic; at least one. All have the same source and the same sink.
     pub routes: Vec<Route>,
     /// The models that the routes name; at least one, each name once.
     pub models: Vec<Model>,
@@ -118,7 +123,11 @@ pub struct Kafka {
 /// From input topics through a model to a reply topic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    /// Topics to read; at least one, and no topic is in two routes.
+    /// The system that records come from; its table is there.
+    pub source: System,
+    /// The system that replies go to; its table is there.
+    pub sink: System,
+    /// Topics to read, or filters of subjects; at least one, and no topic or subject is in two routes.
     pub input: Vec<String>,
     /// Which of [`Config::models`] scores.
     pub model_index: usize,
@@ -268,6 +277,35 @@ pub struct Overrides {
 }
 
 impl Config {
+    /// The name that workers with the same routes share.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        match (self.routes.first().map(|route| route.source), &self.kafka, &self.nats) {
+            (Some(System::Kafka) | None, Some(kafka), _) => &kafka.group,
+            (_, _, Some(nats)) => &nats.flow.group,
+            _ => "",
+        }
+    }
+
+    /// How long a drain may take, on SIGTERM and when partitions go.
+    #[must_use]
+    pub fn drain_timeout(&self) -> Duration {
+        let kafka = self.kafka.as_ref().map(|kafka| kafka.drain_timeout);
+        let nats = self.nats.as_ref().map(|nats| nats.flow.drain_timeout);
+        match self.routes.first().map(|route| route.source) {
+            Some(System::Nats) => nats.or(kafka),
+            _ => kafka.or(nats),
+        }
+        .unwrap_or_default()
+    }
+
+    /// Lines from the source to the sink in this process.
+    #[must_use]
+    pub fn shards(&self) -> NonZeroU32 {
+        let is_kafka = self.routes.first().is_some_and(|route| route.source == System::Kafka);
+        self.kafka.as_ref().filter(|_| is_kafka).map_or(NonZeroU32::MIN, |kafka| kafka.shards)
+    }
+
     /// Reads and validates a file, with the environment of this process.
     ///
     /// # Errors

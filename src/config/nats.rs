@@ -1,5 +1,6 @@
-//! `[nats]`: how a worker connects to NATS; its keys, checked, and back.
+//! `[nats]`: how a worker connects to NATS; its keys, checked, and back. What flows there is in `jetstream`.
 
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::check::Check;
 use super::client::ClientValue;
-use super::dump::duration;
+use super::dump::{bytes, duration};
+use super::jetstream::JetStream;
 use super::substitute::literal;
-use super::values::DurationText;
+use super::values::{BytesText, Delivery, DurationText, OnBadPosition, Ordering, StartPosition};
 
 const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 const PING_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5 * 60);
@@ -43,6 +45,44 @@ pub(super) struct RawNats {
     pub(super) connect_timeout: DurationText,
     /// How often a server is asked whether it is there; one that owes two answers is left. Default 5 s, 100 ms to 5 min.
     pub(super) ping_interval: DurationText,
+    /// The name that workers with the same routes share; consumers and checkpoints are named by it. Required where records
+    /// come from NATS; 1 to 64 of the characters a-z, A-Z, 0-9, "_" and "-".
+    #[schemars(with = "String")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) group: Option<String>,
+    /// What is promised: each reply exactly once, or at least once. Exactly once needs servers of 2.12, replies and
+    /// checkpoints in one stream with `allow_atomic`, and gives a partition to one worker at a time; with at least once any
+    /// number of workers share one consumer. Default `exactly_once`.
+    pub(super) delivery: Delivery,
+    /// Whose replies keep the order of their records: "none" or "partition". Default "none".
+    pub(super) ordering: Ordering,
+    /// Where a group without checkpoints starts. Default "earliest".
+    pub(super) start: StartPosition,
+    /// How many partitions the input subjects have, which then hold "{partition}"; workers share them out.
+    /// Default 1, 1 to 1024.
+    #[schemars(range(min = 1, max = 1024))]
+    pub(super) partitions: NonZeroU32,
+    /// How long a worker may be silent before another takes its partitions. Default 10 s, 1 s to 5 min.
+    pub(super) lease: DurationText,
+    /// How long a server waits for a word on a record before it sends it again; records that wait here are spoken for in
+    /// time. Default 30 s, 1 s to 60 min.
+    pub(super) ack_wait: DurationText,
+    /// Least time between two batches of replies. Default 0 ms, 0 to 60 s.
+    pub(super) commit_interval: DurationText,
+    /// Most records in one batch of replies; a server takes 1000 messages, dead letters and checkpoints included.
+    /// Default 900, 1 to 999.
+    #[schemars(range(min = 1, max = 999))]
+    pub(super) commit_records_max: NonZeroU32,
+    /// Most bytes of replies in one batch. Default 8 MiB, 1 KiB to 1 GiB.
+    pub(super) commit_bytes_max: BytesText,
+    /// How long a drain may take, on SIGTERM and when a partition goes to another worker. Default 20 s, 0 to 5 min.
+    pub(super) drain_timeout: DurationText,
+    /// The first tokens of the subjects of checkpoints, which the stream of the replies must take; group, stream and the
+    /// partition's number follow as in "ckpt.fraud-scorers.FEATURES.0". Default "ckpt".
+    pub(super) checkpoint_subject: String,
+    /// What becomes of a partition whose consumer has come along and whose checkpoint is gone: "stop" leaves it alone and
+    /// says so, "continue" goes on from what the consumer has acknowledged. Default "stop".
+    pub(super) on_missing_checkpoint: OnBadPosition,
     /// How connections are encrypted.
     pub(super) tls: RawTls,
 }
@@ -89,6 +129,19 @@ impl Default for RawNats {
             creds_file: String::new(),
             connect_timeout: DurationText("5s".to_owned()),
             ping_interval: DurationText("5s".to_owned()),
+            group: None,
+            delivery: Delivery::default(),
+            ordering: Ordering::default(),
+            start: StartPosition::default(),
+            partitions: NonZeroU32::MIN,
+            lease: DurationText("10s".to_owned()),
+            ack_wait: DurationText("30s".to_owned()),
+            commit_interval: DurationText("0ms".to_owned()),
+            commit_records_max: const { NonZeroU32::new(900).expect("not 0") },
+            commit_bytes_max: BytesText("8MiB".to_owned()),
+            drain_timeout: DurationText("20s".to_owned()),
+            checkpoint_subject: "ckpt".to_owned(),
+            on_missing_checkpoint: OnBadPosition::default(),
             tls: RawTls::default(),
         }
     }
@@ -99,6 +152,8 @@ impl Default for RawNats {
 pub struct Nats {
     /// How the worker connects.
     pub connection: NatsSettings,
+    /// How records flow.
+    pub flow: JetStream,
 }
 
 /// How the worker connects to NATS.
@@ -164,6 +219,7 @@ pub struct ClientCertificate {
 
 /// The table.
 pub(super) fn nats(check: &mut Check<'_>, raw: RawNats, instance: &str, base_dir: &Path) -> Nats {
+    let flow = super::jetstream::jetstream(check, &raw);
     let connection = NatsSettings {
         name: instance.to_owned(),
         servers: servers(check, &raw.servers),
@@ -172,7 +228,7 @@ pub(super) fn nats(check: &mut Check<'_>, raw: RawNats, instance: &str, base_dir
         ping_interval: check.duration("nats.ping_interval", &raw.ping_interval, &PING_INTERVAL),
         auth: auth(check, raw, base_dir),
     };
-    Nats { connection }
+    Nats { connection, flow }
 }
 
 fn servers(check: &mut Check<'_>, raw: &RawServers) -> Vec<ServerAddr> {
@@ -272,7 +328,7 @@ fn tls(check: &mut Check<'_>, raw: &RawTls, base_dir: &Path) -> NatsTls {
 
 /// The table that says the same.
 pub(super) fn dump(nats: &Nats) -> RawNats {
-    let settings = &nats.connection;
+    let (settings, flow) = (&nats.connection, &nats.flow);
     let path = |path: &PathBuf| literal(&path.display().to_string());
     let secret = |value: &ClientValue| literal(&value.to_string());
     let client = settings.tls.client.as_ref();
@@ -280,6 +336,19 @@ pub(super) fn dump(nats: &Nats) -> RawNats {
         servers: RawServers::List(settings.servers.iter().map(|server| literal(server.as_url_str())).collect()),
         connect_timeout: duration(settings.connect_timeout),
         ping_interval: duration(settings.ping_interval),
+        group: Some(flow.group.clone()).filter(|group| !group.is_empty()),
+        delivery: flow.delivery,
+        ordering: flow.ordering,
+        start: flow.start,
+        partitions: flow.partitions,
+        lease: duration(flow.lease),
+        ack_wait: duration(flow.ack_wait),
+        commit_interval: duration(flow.commit_interval),
+        commit_records_max: flow.commit_records_max,
+        commit_bytes_max: bytes(flow.commit_bytes_max.get()),
+        drain_timeout: duration(flow.drain_timeout),
+        checkpoint_subject: literal(&flow.checkpoint_subject),
+        on_missing_checkpoint: flow.on_missing_checkpoint,
         tls: RawTls {
             ca_file: settings.tls.ca_file.as_ref().map(path).unwrap_or_default(),
             cert_file: client.map(|client| path(&client.cert_file)).unwrap_or_default(),

@@ -18,7 +18,7 @@ use super::python::RawPython;
 use super::values::{
     BytesText, CacheMode, DeadlineFrom, Delivery, DurationText, HugePages, LogFormat, LogLevel, ModelType,
     OnBadPosition, Ordering, PinMode, RawClientValue, RawCompile, RawPin, Rebalance, Reload, ReplyMetadata,
-    StartPosition, Switch,
+    StartPosition, Switch, System,
 };
 use crate::batch::{QueueDelay, QueueFull, TimeoutAction};
 use crate::model::Quantization;
@@ -53,26 +53,26 @@ fn close_tables(table: &mut Map<String, Json>) {
     }
 }
 
-/// The config of a forebay worker: Kafka topics in, scores out.
+/// The config of a forebay worker: records of Kafka or NATS in, scores out.
 #[derive(Serialize, Deserialize, JsonSchema)]
-#[schemars(title = "worker.toml", extend("required" = ["kafka", "route", "model"]))]
+#[schemars(title = "worker.toml", extend("required" = ["model"]))]
 pub(super) struct RawConfig {
     /// The worker's name: unique among the workers of its group, and the same over restarts. A second worker with the
     /// same name is fenced and exits 3. Default the environment variable HOSTNAME, else the system's host name; 1 to
     /// 200 of the characters a-z, A-Z, 0-9, ".", "_" and "-". The option --instance goes before it.
     #[serde(default = "instance")]
     pub(super) instance: String,
-    /// Where records come from and replies go, and how both are committed together.
-    #[serde(default)]
-    pub(super) kafka: RawKafka,
-    /// How the worker connects to NATS. Nothing is read from there or sent there yet: a worker with this table does not
-    /// start. Default not at all.
+    /// Kafka, where records come from there or replies go there. There is this table, or `[nats]`, or both. Default not at
+    /// all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "RawKafka")]
+    pub(super) kafka: Option<RawKafka>,
+    /// NATS, where records come from there or replies go there. Default not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "RawNats")]
     pub(super) nats: Option<RawNats>,
     /// What is done with which input topic. At least one.
     #[serde(default)]
-    #[schemars(length(min = 1))]
     pub(super) route: Vec<RawRoute>,
     /// The models that routes name. At least one.
     #[serde(default)]
@@ -146,7 +146,17 @@ pub(super) struct RawKafka {
 #[serde(default)]
 #[schemars(extend("required" = ["input", "reply_topic"]))]
 pub(super) struct RawRoute {
-    /// Topics to read. Required; at least one, and each topic in one route only.
+    /// The system that records come from; all routes of a worker name the same. Default "kafka" where there is a `[kafka]`
+    /// table, else "nats".
+    #[schemars(with = "System")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<System>,
+    /// The system that replies go to; all routes of a worker name the same. Default that of `source`.
+    #[schemars(with = "System")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sink: Option<System>,
+    /// What to read. Topics of Kafka; or subjects of NATS, in which "*" stands for any token, ">" for all at the end, and
+    /// "{partition}" for the partition's number. Required; at least one, and each in one route only.
     #[schemars(with = "Vec<String>", length(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) input: Option<Vec<String>>,
@@ -154,7 +164,7 @@ pub(super) struct RawRoute {
     #[schemars(with = "String")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<String>,
-    /// Where replies go when the request names no topic. Required.
+    /// The topic or subject that replies go to when the request names none. Required.
     #[schemars(with = "String")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reply_topic: Option<String>,
@@ -445,6 +455,8 @@ impl Default for RawKafka {
 impl Default for RawRoute {
     fn default() -> Self {
         Self {
+            source: None,
+            sink: None,
             input: None,
             model: None,
             reply_topic: None,

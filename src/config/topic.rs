@@ -1,4 +1,4 @@
-//! Kafka's rules for topic names, and patterns over them.
+//! Kafka's rules for topic names, and patterns over names of topics or subjects.
 
 use std::fmt;
 
@@ -22,6 +22,27 @@ impl TopicPattern {
     pub fn new(pattern: &str) -> Option<Self> {
         let names_only = pattern.chars().all(|c| is_topic_char(c) || c == '*');
         (names_only && !pattern.is_empty() && pattern.len() <= TOPIC_CHARS_MAX).then(|| Self(pattern.to_owned()))
+    }
+
+    /// A pattern over subjects of NATS; `None` when no subject could match it.
+    #[must_use]
+    pub fn of_subjects(pattern: &str) -> Option<Self> {
+        // A star may stand for several tokens, so any letter in its place shows what is wrong with the rest.
+        super::subject::is_subject(&pattern.replace('*', "x")).then(|| Self(pattern.to_owned()))
+    }
+
+    /// Whether a subject that it matches may be among those of a filter. Errs on the side of yes.
+    pub(super) fn may_match_any_of(&self, filter: &str) -> bool {
+        // The texts before the first wildcard of each: subjects of both begin with the longer of them.
+        let of_filter = filter.split(['*', '>', '{']).next().unwrap_or_default();
+        let of_pattern = self.0.split('*').next().unwrap_or_default();
+        if !self.0.contains('*') {
+            return super::SubjectFilter::new(filter).is_none_or(|filter| filter.matches(&self.0));
+        }
+        if of_filter.len() == filter.len() {
+            return self.matches(filter);
+        }
+        of_filter.starts_with(of_pattern) || of_pattern.starts_with(of_filter)
     }
 
     /// Whether the whole of `topic` matches.

@@ -19,6 +19,27 @@ pub enum StartPosition {
     Error,
 }
 
+/// A system that records come from or replies go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum System {
+    /// Kafka: topics.
+    Kafka,
+    /// NATS: subjects of `JetStream`'s streams.
+    Nats,
+}
+
+impl System {
+    /// Its table's name in worker.toml.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kafka => "kafka",
+            Self::Nats => "nats",
+        }
+    }
+}
+
 /// What is promised of each reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

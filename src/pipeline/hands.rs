@@ -10,7 +10,7 @@ use crate::engine::InferenceEngine;
 use crate::record::{AssignedPartition, PartitionId, ScoredBatch};
 use crate::score::{PartitionKey, Submitter};
 use crate::sink::inbox::{Event, Inbox};
-use crate::source::kafka::GroupListener;
+use crate::source::GroupListener;
 
 /// Most assignments whose partitions the journal can name; an earlier one's records have long ended.
 const PARTITION_KEYS_MAX: usize = 1 << 16;

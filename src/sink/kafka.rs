@@ -30,6 +30,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use self::address::TopicFacts;
 use super::ledger::{Ledger, Partition, Pending, Take};
 use super::producer::{Outgoing, ReplyProducer, TransactionError};
+use super::{Sink, SinkError};
 use crate::admin::Health;
 use crate::client::topics::TopicSettings;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember, positions};
@@ -43,19 +44,6 @@ const CALL_BOUND: Duration = Duration::from_secs(8);
 /// How long the thread sleeps while nothing comes.
 const IDLE: Duration = Duration::from_millis(250);
 
-/// Why the transaction thread ended before it was asked to.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SinkError {
-    /// Another worker has this worker's transactional id.
-    #[error(
-        "another worker runs with the same `instance` (transactional.id {0}); it must be unique among running workers"
-    )]
-    Fenced(String),
-    /// Nothing that waiting would mend.
-    #[error("{0}")]
-    Fatal(String),
-}
-
 /// All that a transaction thread is made of.
 pub(crate) struct KafkaSink {
     pub(crate) settings: ClientSettings,
@@ -68,14 +56,13 @@ pub(crate) struct KafkaSink {
     pub(crate) stop: Arc<Stop>,
 }
 
-impl KafkaSink {
-    /// Runs until it is drained. Returns how many records were left unanswered.
-    pub(crate) fn run(self, ledger: Ledger) -> Result<usize, SinkError> {
+impl Sink for KafkaSink {
+    fn run(self: Box<Self>, ledger: Ledger) -> Result<usize, SinkError> {
         let delivery = self.limits.delivery;
         let mut committer = Committer {
             settings_of: TopicSettings::new(self.settings.admin()),
             bytes_max: usize::MAX,
-            sink: self,
+            sink: *self,
             ledger,
             topics: HashMap::new(),
             recycles: Vec::new(),
@@ -89,6 +76,13 @@ impl KafkaSink {
             Delivery::ExactlyOnce => committer.run_transactions(),
             Delivery::AtLeastOnce => committer.run_at_least_once(),
         }
+    }
+}
+
+impl KafkaSink {
+    /// What another worker took from this one.
+    fn fenced_by(&self) -> String {
+        format!("transactional.id {}", self.settings.transactional_id())
     }
 
     fn ready(&self) {

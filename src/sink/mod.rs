@@ -9,3 +9,21 @@ pub(crate) mod ledger;
 pub mod lines;
 #[cfg(feature = "kafka")]
 mod producer;
+
+/// What sends replies, on a thread of its own.
+#[cfg(feature = "kafka")]
+pub(crate) trait Sink: Send {
+    /// Runs until it is drained. Returns how many records were left unanswered.
+    fn run(self: Box<Self>, ledger: ledger::Ledger) -> Result<usize, SinkError>;
+}
+
+/// Why a sink ended before it was asked to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SinkError {
+    /// Another worker has this worker's name.
+    #[error("another worker runs with the same `instance` ({0}); it must be unique among running workers")]
+    Fenced(String),
+    /// Nothing that waiting would mend.
+    #[error("{0}")]
+    Fatal(String),
+}

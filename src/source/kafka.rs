@@ -26,50 +26,20 @@ pub use self::context::GroupContext;
 use self::context::names;
 use self::headers::headers_of;
 use self::start::{Answer, Asked, Starter};
+use super::{GroupListener, Source, SourceError};
 use crate::client::{BrokerWatch, ClientSettings};
 use crate::clock::{self, Stop};
 use crate::metrics::Metrics;
-use crate::record::{AssignedPartition, Message, PartitionId, Position};
+use crate::record::{Message, Position};
 
 /// How long a seek to the start of a partition may take before it is tried again.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Assignments whose start is asked for, and answers that were not looked at: far more than a group makes in a second.
 const ASSIGNMENTS_MAX: usize = 65_536;
+/// How long a broker that was away may take to say that it is there.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a poll waits while partitions are about to start.
 const STARTING_WAIT: Duration = Duration::from_millis(5);
-
-/// Who must know which partitions are this worker's.
-pub trait GroupListener: Send + Sync {
-    /// The group has this worker as a member; partitions may follow.
-    fn joined(&self);
-
-    /// These partitions are now this worker's; none of their records was received yet.
-    fn assigned(&self, partitions: Vec<AssignedPartition>);
-
-    /// This partition is this worker's, but must not be read until somebody has looked.
-    fn stopped(&self, id: PartitionId, reason: &str);
-
-    /// These partitions go to another member. Returns when nothing more will be committed for them, or its bound
-    /// ran out.
-    fn revoked(&self, partitions: &[PartitionId]);
-
-    /// These partitions went to another member already: nothing may be committed for them any more. Must not block.
-    fn lost(&self, partitions: &[PartitionId]);
-
-    /// Everything below this offset was received, and there is nothing above.
-    fn idle(&self, id: PartitionId, position: i64);
-}
-
-/// Why the source cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SourceError {
-    /// Another member joined with this worker's name.
-    #[error("another worker joined the group as this instance; `instance` must be unique among running workers")]
-    Fenced,
-    /// Nothing that waiting would mend.
-    #[error("{0}")]
-    Fatal(String),
-}
 
 /// A member of a consumer group.
 pub struct KafkaSource {
@@ -120,71 +90,6 @@ impl KafkaSource {
     #[must_use]
     pub fn consumer(&self) -> Arc<GroupConsumer> {
         Arc::clone(&self.consumer)
-    }
-
-    /// Waits up to `wait` for a record, then passes on what else is there, `most` records at most. Returns how many.
-    ///
-    /// # Errors
-    /// [`SourceError`] when waiting would not help.
-    pub fn recv(
-        &mut self,
-        most: usize,
-        wait: Duration,
-        mut each: impl FnMut(&Message<'_>),
-    ) -> Result<usize, SourceError> {
-        let context = self.consumer.context();
-        if context.out_of_range.swap(false, Ordering::Relaxed) {
-            self.start_over();
-        }
-        self.start()?;
-        let context = self.consumer.context();
-        let mut wait = if context.is_starting() { wait.min(STARTING_WAIT) } else { wait };
-        let mut received = 0;
-        while received < most {
-            match self.consumer.poll(wait) {
-                None => {
-                    if received == 0 && !self.paused {
-                        context.tell_idle(self.resumed);
-                    }
-                    break;
-                }
-                Some(Err(error)) => self.on_error(&error)?,
-                Some(Ok(record)) => {
-                    received += usize::from(self.pass_on(&record, &mut each));
-                }
-            }
-            wait = Duration::ZERO;
-        }
-        match context.failure.lock().take() {
-            Some(failure) => Err(failure),
-            None => Ok(received),
-        }
-    }
-
-    /// Stops or resumes the flow of records; assignments are served all the same.
-    pub fn set_paused(&mut self, paused: bool) {
-        if self.paused == paused {
-            return;
-        }
-        self.paused = paused;
-        self.resumed = clock::now();
-        let context = self.consumer.context();
-        context.paused.store(paused, Ordering::Relaxed);
-        let flowing = context.started();
-        if flowing.count() == 0 {
-            return;
-        }
-        let done = if paused { self.consumer.pause(&flowing) } else { self.consumer.resume(&flowing) };
-        if let Err(error) = done {
-            tracing::warn!(%error, paused, "could not pause or resume the input");
-        }
-    }
-
-    /// Asks a broker whether it is there. For a source that is idle because none was.
-    pub fn probe(&self) {
-        if self.consumer.fetch_metadata(None, Duration::from_millis(500)).is_ok() {
-            self.consumer.context().watch.back();
-        }
     }
 
     /// Lets partitions flow whose start is known by now.
@@ -261,7 +166,7 @@ impl KafkaSource {
         self.starting.clear();
     }
 
-    fn pass_on(&self, record: &BorrowedMessage<'_>, each: &mut impl FnMut(&Message<'_>)) -> bool {
+    fn pass_on(&self, record: &BorrowedMessage<'_>, each: &mut dyn FnMut(&Message<'_>)) -> bool {
         let context = self.consumer.context();
         context.watch.back();
         let Some(partition) = context.admit(record.topic(), record.partition(), record.offset()) else { return false };
@@ -299,6 +204,63 @@ impl KafkaSource {
                 self.consumer.context().watch.client_error(error, "consumer");
                 Ok(())
             }
+        }
+    }
+}
+
+impl Source for KafkaSource {
+    fn recv(&mut self, most: usize, wait: Duration, each: &mut dyn FnMut(&Message<'_>)) -> Result<usize, SourceError> {
+        let context = self.consumer.context();
+        if context.out_of_range.swap(false, Ordering::Relaxed) {
+            self.start_over();
+        }
+        self.start()?;
+        let context = self.consumer.context();
+        let mut wait = if context.is_starting() { wait.min(STARTING_WAIT) } else { wait };
+        let mut received = 0;
+        while received < most {
+            match self.consumer.poll(wait) {
+                None => {
+                    if received == 0 && !self.paused {
+                        context.tell_idle(self.resumed);
+                    }
+                    break;
+                }
+                Some(Err(error)) => self.on_error(&error)?,
+                Some(Ok(record)) => {
+                    received += usize::from(self.pass_on(&record, each));
+                }
+            }
+            wait = Duration::ZERO;
+        }
+        match context.failure.lock().take() {
+            Some(failure) => Err(failure),
+            None => Ok(received),
+        }
+    }
+
+    fn set_paused(&mut self, paused: bool) {
+        if self.paused == paused {
+            return;
+        }
+        self.paused = paused;
+        self.resumed = clock::now();
+        let context = self.consumer.context();
+        context.paused.store(paused, Ordering::Relaxed);
+        let flowing = context.started();
+        if flowing.count() == 0 {
+            return;
+        }
+        let done = if paused { self.consumer.pause(&flowing) } else { self.consumer.resume(&flowing) };
+        if let Err(error) = done {
+            tracing::warn!(%error, paused, "could not pause or resume the input");
+        }
+    }
+
+    fn look(&mut self) {
+        let watch = &self.consumer.context().watch;
+        if watch.is_away() && self.consumer.fetch_metadata(None, PROBE_TIMEOUT).is_ok() {
+            watch.back();
         }
     }
 }

@@ -23,9 +23,9 @@ fn text_that_is_not_toml_is_told_by_its_line() {
 fn an_empty_file_names_all_that_is_needed() {
     assert_eq!(
         message(""),
-        "worker.toml: kafka.group: is missing; add group = \"…\" under [kafka]\n\
-         worker.toml: route: is missing; add a [[route]] table\n\
-         worker.toml: model: is missing; add a [[model]] table"
+        "worker.toml: model: is missing; add a [[model]] table\n\
+         worker.toml: kafka: is missing; add a [kafka] table, or a [nats] one\n\
+         worker.toml: route: is missing; add a [[route]] table"
     );
 }
 
@@ -381,6 +381,80 @@ fn the_way_through_to_librdkafka_is_guarded() {
         "worker.toml:6: kafka.client.\"sasl.password\": the file /run/gone cannot be read: entity not found; check the \
          path and who may read it"
     );
+}
+
+#[test]
+fn routes_of_nats() {
+    let nats = LEAST.replace("[kafka]", "[nats]");
+    assert_eq!(good(&nats).routes[0].sink, System::Nats);
+    let with = |old: &str, new: &str| message(&nats.replacen(old, new, 1));
+    assert_eq!(
+        with("group = \"fraud-scorers\"", ""),
+        "worker.toml:2: nats.group: is missing; add group = \"…\" under [nats]"
+    );
+    assert!(
+        with("fraud-scorers", "a.b")
+            .starts_with("worker.toml:3: nats.group: got \"a.b\", wants 1 to 64 of the characters")
+    );
+    let subject = "wants a subject, in which \"*\" may stand for a token, \">\" for all at the end, and \"{partition}\" for \
+                   the partition's number";
+    assert_eq!(
+        with("[\"features\"]", "[\"a..b\"]"),
+        format!("worker.toml:6: route[0].input[0]: got \"a..b\", {subject}")
+    );
+    assert_eq!(
+        with("\"scores\"", "\"scores.*\""),
+        "worker.toml:7: route[0].reply_topic: got \"scores.*\", wants a subject: tokens joined by dots, without spaces, \
+         \"*\" and \">\""
+    );
+    assert_eq!(
+        with("fraud-scorers\"", "a\"\npartitions = 3"),
+        "worker.toml:7: route[0].input[0]: has no place for the partition's number, and nats.partitions is 3; write \
+         \"{partition}\" where it stands"
+    );
+    let end = "so that replies would be scored again without end; choose another topic";
+    assert_eq!(
+        with("[\"features\"]", "[\">\"]"),
+        format!("worker.toml:7: route[0].reply_topic: \"scores\" is also an input of this route, {end}")
+    );
+    let allowed =
+        |pattern: &str| with("[\"features\"]\n", &format!("[\"in.>\"]\nreply_topics_allowed = [\"{pattern}\"]\n"));
+    assert!(allowed("in.*").contains("\"in.*\" matches \"in.>\", an input of this route"), "{}", allowed("in.*"));
+    assert!(allowed("i*").contains("an input of this route"), "{}", allowed("i*"));
+    let letters = |text: &str| with("[\"features\"]\n", &format!("[\"in.*\"]\ndead_letter = \"{text}\"\n"));
+    assert!(letters("in.x").contains("\"in.x\" is an input of this route"), "{}", letters("in.x"));
+    good(&nats.replace(
+        "[\"features\"]\n",
+        "[\"in.*\"]\ndead_letter = \"dead.<input>\"\nreply_topics_allowed = [\"out.*\"]\n",
+    ));
+    let second = "[[route]]\ninput = [\"a.*\", \"*.b\"]\nreply_topic = \"x\"\n";
+    assert_eq!(
+        message(&format!("{nats}{second}")),
+        "worker.toml:13: route[1].input[1]: \"*.b\" has subjects that \"a.*\" of route[1] has too; a subject belongs to one \
+         route"
+    );
+}
+
+#[test]
+fn a_worker_has_one_source_and_one_sink() {
+    let both = format!("{LEAST}[nats]\ngroup = \"g\"\n");
+    let with = |keys: &str| both.replace("[[route]]\n", &format!("[[route]]\n{keys}\n"));
+    let flow = |text: &str| (good(text).routes[0].source, good(text).routes[0].sink);
+    assert_eq!(flow(&both), (System::Kafka, System::Kafka));
+    assert_eq!(flow(&with("sink = \"nats\"")), (System::Kafka, System::Nats));
+    assert_eq!(
+        message(&with("source = \"nats\"\nsink = \"kafka\"")),
+        "worker.toml:14: nats.delivery: got \"exactly_once\", but replies of these routes go to Kafka, which cannot keep NATS' \
+         positions with them; write \"at_least_once\""
+    );
+    assert_eq!(
+        message_with("[[route]]", "[[route]]\nsink = \"nats\""),
+        "worker.toml:6: route[0].sink: got \"nats\", but there is no [nats] table; add one"
+    );
+    let other = "[[route]]\nsource = \"nats\"\ninput = [\"x\"]\nreply_topic = \"y\"\n";
+    let message = message(&format!("{both}{other}"));
+    let wanted = "route[1].source: is \"nats\", but route[0] has \"kafka\"; a worker has one source and one sink";
+    assert!(message.contains(wanted), "{message}");
 }
 
 #[test]

@@ -47,6 +47,10 @@ impl Environment for Fake {
     }
 }
 
+fn kafka(config: &Config) -> &Kafka {
+    config.kafka.as_ref().expect("the table is there")
+}
+
 /// The least that a worker.toml needs.
 const LEAST: &str = r#"
 [kafka]
@@ -91,6 +95,19 @@ nkey_file = ""
 creds_file = ""
 connect_timeout = "5s"
 ping_interval = "5s"
+group = "fraud-scorers"
+delivery = "exactly_once"
+ordering = "none"
+start = "earliest"
+partitions = 1
+lease = "10s"
+ack_wait = "30s"
+commit_interval = "0ms"
+commit_records_max = 900
+commit_bytes_max = "8MiB"
+drain_timeout = "20s"
+checkpoint_subject = "ckpt"
+on_missing_checkpoint = "stop"
 [nats.tls]
 ca_file = ""
 cert_file = ""
@@ -99,6 +116,8 @@ required = false
 first = false
 
 [[route]]
+source = "kafka"
+sink = "kafka"
 input = ["features"]
 model = "fraud"
 reply_topic = "scores"
@@ -209,6 +228,19 @@ user = "pay$$er"
 password = "${file:secrets/kafka}"
 connect_timeout = "100ms"
 ping_interval = "5m"
+group = "other"
+delivery = "at_least_once"
+ordering = "partition"
+start = "latest"
+partitions = 3
+lease = "1s"
+ack_wait = "1h"
+commit_interval = "60s"
+commit_records_max = 7
+commit_bytes_max = "1KiB"
+drain_timeout = "0s"
+checkpoint_subject = "a.b"
+on_missing_checkpoint = "continue"
 [nats.tls]
 ca_file = "ca.pem"
 cert_file = "/run/cert.pem"
@@ -216,6 +248,8 @@ key_file = "key$$.pem"
 first = true
 
 [[route]]
+source = "kafka"
+sink = "kafka"
 input = ["features", "features-2"]
 model = "second"
 reply_topic = "scores"
@@ -228,6 +262,8 @@ compacted = true
 retries = 10
 
 [[route]]
+source = "kafka"
+sink = "kafka"
 input = ["scores"]
 model = "first"
 reply_topic = "done"
@@ -365,13 +401,13 @@ fn good(text: &str) -> Config {
 #[test]
 fn the_defaults_are_those_of_the_whole_example() {
     // A table that is not there stands for no NATS at all; an empty one has the defaults.
-    assert_eq!(good(&format!("{LEAST}[nats]\n")), good(WHOLE));
+    assert_eq!(good(&format!("{LEAST}[nats]\ngroup = \"fraud-scorers\"\n")), good(WHOLE));
     let config = good(LEAST);
     assert_eq!(config, Config { nats: None, ..good(WHOLE) });
     assert_eq!(config.instance, "box");
-    assert_eq!(config.kafka.brokers, "localhost:9092");
-    assert_eq!(config.kafka.commit_interval, Duration::from_millis(5));
-    assert_eq!(config.kafka.commit_bytes_max.get(), 8 << 20);
+    assert_eq!(kafka(&config).brokers, "localhost:9092");
+    assert_eq!(kafka(&config).commit_interval, Duration::from_millis(5));
+    assert_eq!(kafka(&config).commit_bytes_max.get(), 8 << 20);
     assert_eq!(config.routes[0].record_bytes_max.get(), 1 << 20);
     assert_eq!(config.model_of(&config.routes[0]).path, Path::new("/etc/forebay/models/fraud.txt"));
     assert_eq!(config.models[0].batch.priority_default.get(), 2);
@@ -419,13 +455,13 @@ fn the_schema_and_the_whole_example_have_the_same_keys_and_defaults() {
 #[test]
 fn everything_may_differ_from_its_default() {
     let config = good(OTHER);
-    assert_eq!(config.kafka.group, "of $ four");
-    assert_eq!(config.kafka.commit_interval, Duration::from_millis(1500));
-    assert_eq!(config.kafka.commit_bytes_max.get(), 1_000_000);
-    assert_eq!((config.kafka.delivery, config.kafka.ordering), (Delivery::AtLeastOnce, Ordering::Key));
-    assert_eq!((config.kafka.rebalance, config.kafka.shards.get()), (Rebalance::Consumer, 3));
-    assert_eq!([config.kafka.on_bad_position, config.kafka.on_bad_offset_map], [OnBadPosition::Continue; 2]);
-    let client = |key: &str| config.kafka.client[key].expose();
+    assert_eq!(kafka(&config).group, "of $ four");
+    assert_eq!(kafka(&config).commit_interval, Duration::from_millis(1500));
+    assert_eq!(kafka(&config).commit_bytes_max.get(), 1_000_000);
+    assert_eq!((kafka(&config).delivery, kafka(&config).ordering), (Delivery::AtLeastOnce, Ordering::Key));
+    assert_eq!((kafka(&config).rebalance, kafka(&config).shards.get()), (Rebalance::Consumer, 3));
+    assert_eq!([kafka(&config).on_bad_position, kafka(&config).on_bad_offset_map], [OnBadPosition::Continue; 2]);
+    let client = |key: &str| kafka(&config).client[key].expose();
     assert_eq!(client("sasl.username"), "pay$er");
     assert_eq!(client("sasl.password"), "hunter2");
     assert_eq!(client("session.timeout.ms"), "15000");
@@ -509,10 +545,10 @@ fn a_dump_reads_back_as_the_same_config() {
         assert!(!dumped.contains("hunter2") && !format!("{config:?}").contains("hunter2"));
         let mut again = good(&dumped);
         assert_eq!(dump(&again), dumped);
-        for (key, value) in &mut again.kafka.client {
+        for (key, value) in &mut again.kafka.as_mut().expect("the table").client {
             if matches!(value, ClientValue::Secret(_)) {
                 assert_eq!(value.expose(), "***");
-                *value = config.kafka.client[key].clone();
+                *value = kafka(&config).client[key].clone();
             }
         }
         again.admin.token = config.admin.token.clone();

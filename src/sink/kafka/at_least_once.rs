@@ -354,7 +354,7 @@ impl Committer {
     fn commit_failed(&mut self, error: &KafkaError) -> Result<(), SinkError> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
-            Some(Code::FencedInstanceId) => Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned())),
+            Some(Code::FencedInstanceId) => Err(SinkError::Fenced(self.sink.fenced_by())),
             Some(Code::OffsetMetadataTooLarge) => {
                 self.shrink_maps(self.chars_max);
                 Ok(())

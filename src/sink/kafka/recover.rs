@@ -28,9 +28,7 @@ impl Committer {
         self.topics.clear();
         match error {
             // After a stall past the transaction's timeout the broker fenced this producer itself; else somebody did.
-            TransactionError::Fenced(_) if took < TRANSACTION_TIMEOUT => {
-                Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()))
-            }
+            TransactionError::Fenced(_) if took < TRANSACTION_TIMEOUT => Err(SinkError::Fenced(self.sink.fenced_by())),
             TransactionError::Refused(refused) => {
                 self.refused(take, refused);
                 Ok(())
@@ -102,7 +100,7 @@ impl Committer {
                     return Ok(Some(producer));
                 }
                 Err(TransactionError::Fenced(_)) => {
-                    return Err(SinkError::Fenced(self.sink.settings.transactional_id().to_owned()));
+                    return Err(SinkError::Fenced(self.sink.fenced_by()));
                 }
                 Err(TransactionError::Failed(reason)) => {
                     let id = self.sink.settings.transactional_id();
