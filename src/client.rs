@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::{Config, Delivery, Kafka, Rebalance};
 use crate::metrics::Metrics;
 
+pub(crate) mod checkpoints;
 pub mod nats;
 pub(crate) mod positions;
 pub(crate) mod topics;

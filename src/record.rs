@@ -64,6 +64,17 @@ pub struct AssignedPartition {
     pub number: i32,
     /// The committed position, and what is done above it.
     pub committed: OffsetMap,
+    /// The checkpoint that says so, where that is a message of its own.
+    pub fence: Option<Fence>,
+}
+
+/// The checkpoint by which this worker holds a partition: the next one is refused unless this is the last of its subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// Its sequence.
+    pub sequence: u64,
+    /// When the stream of the records was created, or the topic's id.
+    pub created: String,
 }
 
 /// A record as received, borrowed from the source's own memory.

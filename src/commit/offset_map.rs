@@ -118,6 +118,22 @@ impl OffsetMap {
         offset < self.base || offset < self.end && self.open.binary_search(&offset).is_err()
     }
 
+    /// What is left of it when the source starts at `low`; how many open offsets are gone, and how many offsets past the
+    /// end.
+    #[must_use]
+    pub fn raised_to(&self, low: i64) -> (Self, u64, u64) {
+        if low <= self.base {
+            return (self.clone(), 0, 0);
+        }
+        let (gone, open): (Vec<i64>, Vec<i64>) = self.open.iter().partition(|&&open| open < low);
+        let beyond = (low - self.end).max(0).unsigned_abs();
+        let raised = match open.first() {
+            Some(&first) => Self::new(first, self.end, open),
+            None => Self::empty(low.max(self.end)),
+        };
+        (raised, gone.len() as u64, beyond)
+    }
+
     /// The metadata to commit with the base, in ASCII; empty when nothing is done above it.
     ///
     /// It is as long as it must be, past [`LIMIT`] too: [`MapSize`] says how long before there is a map.

@@ -54,6 +54,15 @@ impl Lags {
         }
     }
 
+    /// A source that counts for itself says how many records it has not handed out yet.
+    pub fn pending(&self, topic: &str, number: i32, records: u64) {
+        let mut places = self.0.lock();
+        let place = places.iter_mut().find(|((name, place), _)| *place == number && name == topic);
+        if let Some((_, place)) = place {
+            place.lag = Some(records);
+        }
+    }
+
     /// The partition is another worker's.
     pub fn gone(&self, topic: &str, number: i32) {
         self.0.lock().remove(&(topic.to_owned(), number));

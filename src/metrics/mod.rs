@@ -50,6 +50,8 @@ pub struct Metrics {
     pub records_skipped: IntCounter,
     /// Records that retention removed before they were read.
     pub records_lost: IntCounter,
+    /// Deliveries of records by NATS that were not their first.
+    pub redeliveries: IntCounter,
     /// Records read again after a restart whose replies were committed before.
     pub records_done_before: IntCounter,
     /// Dead letters that the broker refused for their size.
@@ -196,6 +198,8 @@ impl Metrics {
                 .counter("forebay_records_skipped_total", "Tombstones of compacted topics, which get no reply"),
             records_lost: make
                 .counter("forebay_records_lost_total", "Records that retention removed before they were read"),
+            redeliveries: make
+                .counter("forebay_redeliveries_total", "Deliveries of records by NATS that were not their first"),
             records_done_before: make.counter(
                 "forebay_records_done_before_total",
                 "Records read again whose replies were committed before a restart, and so passed over",

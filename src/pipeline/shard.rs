@@ -26,6 +26,8 @@ use crate::source::{Source, SourceError};
 
 /// Most records that one poll hands on.
 const CHUNK_RECORDS_MAX: usize = 512;
+/// How long a client of NATS may take to say its last words.
+const CLIENT_CLOSE_BOUND: Duration = Duration::from_millis(500);
 /// How long a poll waits for the first record.
 const POLL_WAIT: Duration = Duration::from_millis(100);
 /// How long a poll waits while the source is paused: then it looks again whether there is room.
@@ -132,7 +134,7 @@ impl Shard {
             part: self.part("group"),
             revoke_bound: self.config.drain_timeout(),
         });
-        let Line { mut source, sink } = line::open(self, listener, &inbox)?;
+        let Line { mut source, sink, runtime } = line::open(self, listener, &inbox, in_flight_max)?;
         let ledger = self.ledger(&inbox, events);
         let sink = Builder::new().name(format!("forebay-txn-{}", self.number)).spawn(move || sink.run(ledger))?;
 
@@ -161,6 +163,9 @@ impl Shard {
             }
         };
         drop(source);
+        if let Some(runtime) = runtime {
+            runtime.shutdown_timeout(CLIENT_CLOSE_BOUND);
+        }
         Ok(ended)
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_nats::Subject;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::record::{AssignedPartition, Chunk, PartitionId, ScoredBatch};
@@ -22,6 +23,8 @@ pub(crate) enum Event {
     Revoked { partitions: Vec<PartitionId>, done: Sender<()> },
     /// These partitions are gone already.
     Lost(Vec<PartitionId>),
+    /// Where the source wants to hear that these records are done, by their offsets. It comes before them.
+    Acks { id: PartitionId, acks: Vec<(i64, Subject)> },
     /// Everything below this offset was received, and there is nothing above.
     Idle { id: PartitionId, position: i64 },
     /// A commit came to its end: look.

@@ -30,7 +30,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use self::address::TopicFacts;
 use super::ledger::{Ledger, Partition, Pending, Take};
 use super::producer::{Outgoing, ReplyProducer, TransactionError};
-use super::{Sink, SinkError};
+use super::{Sink, SinkError, doubles_a_reply, drops_a_reply};
 use crate::admin::Health;
 use crate::client::topics::TopicSettings;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember, positions};
@@ -201,16 +201,4 @@ fn headers(reply: &Reply, request: &Request) -> Option<OwnedHeaders> {
         headers = headers.insert(Header { key: "forebay-error", value: Some(reject.code.as_str().as_bytes()) });
     }
     Some(headers)
-}
-
-/// A fail point that proves the checkers: they must see a reply that is missing.
-fn drops_a_reply() -> bool {
-    fail::fail_point!("sink::drop_reply", |_| true);
-    false
-}
-
-/// A fail point that proves the checkers: they must see a reply that came twice.
-fn doubles_a_reply() -> bool {
-    fail::fail_point!("sink::double_reply", |_| true);
-    false
 }

@@ -6,14 +6,18 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::Subject;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::inbox::{Event, Inbox};
-use crate::commit::{Budget, Commit, Finish, LIMIT, Tracker};
+use crate::clock;
+use crate::commit::{Budget, Commit, Finish, LIMIT, OffsetMap, Tracker};
 use crate::config::{DeadLetter, Ordering, ReplyMetadata};
 use crate::encode::Encoder;
 use crate::metrics::Metrics;
-use crate::record::{AssignedPartition, Chunk, ErrorCode, PartitionId, Reply, ReplyAddress, ScoredBatch, Ticket};
+use crate::record::{
+    AssignedPartition, Chunk, ErrorCode, Fence, PartitionId, Reject, Reply, ReplyAddress, ScoredBatch, Ticket,
+};
 
 /// Where a route's replies go, and what is in them.
 #[derive(Clone, Debug)]
@@ -56,6 +60,18 @@ pub(super) struct Partition {
     pub(super) tracker: Tracker<Pending>,
     /// Where it was read to its end, past what is no record.
     pub(super) idle: Option<i64>,
+    /// The checkpoint by which this worker holds it, where that is a message of its own.
+    pub(super) claim: Option<Claim>,
+    /// Where the source wants to hear of records that are done, by their offsets.
+    pub(super) acks: BTreeMap<i64, Subject>,
+}
+
+/// The last checkpoint of a partition that is held.
+pub(super) struct Claim {
+    pub(super) fence: Fence,
+    /// What it says is done.
+    pub(super) map: OffsetMap,
+    pub(super) written: Instant,
 }
 
 /// Partitions that go, and who waits for it.
@@ -145,17 +161,24 @@ impl Ledger {
                     partition.idle = Some(position);
                 }
             }
+            Event::Acks { id, acks } => {
+                if let Some(partition) = self.partitions.get_mut(&id) {
+                    partition.acks.extend(acks);
+                }
+            }
             Event::Look => {}
             Event::Drain => self.draining = true,
         }
     }
 
     fn assigned(&mut self, assigned: Vec<AssignedPartition>) {
-        let ordering = self.ordering;
-        for AssignedPartition { id, topic, number, committed } in assigned {
+        let (ordering, written) = (self.ordering, clock::now());
+        for AssignedPartition { id, topic, number, committed, fence } in assigned {
             let tracker = Tracker::new(&committed, ordering);
             self.metrics.lags.assigned(&topic, number, committed.base());
-            self.partitions.insert(id, Partition { topic, number, tracker, idle: None });
+            let claim = fence.map(|fence| Claim { fence, map: committed, written });
+            let partition = Partition { topic, number, tracker, idle: None, claim, acks: BTreeMap::new() };
+            self.partitions.insert(id, partition);
             self.metrics.partitions_assigned.inc();
         }
         self.metrics.rebalances.inc();
@@ -187,7 +210,7 @@ impl Ledger {
     }
 
     /// What these partitions have in flight is another member's to score again.
-    fn forget(&mut self, partitions: &[PartitionId]) {
+    pub(super) fn forget(&mut self, partitions: &[PartitionId]) {
         for id in partitions {
             if let Some(gone) = self.partitions.remove(id) {
                 self.release(gone.tracker.len());
@@ -235,6 +258,34 @@ impl Ledger {
                 "a record ended twice; the first end counts"
             );
         }
+    }
+
+    /// Puts a small error reply to the route's own topic in the place of one that was refused.
+    pub(super) fn readdress(&mut self, id: PartitionId, offset: i64, reject: &Reject) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let Some(old) = partition.tracker.reply(offset) else { return };
+        let (ticket, had_letter, was_error) = (old.reply.ticket.clone(), old.letter, old.reply.error.is_some());
+        let dropped = old.reply.error.is_some() && matches!(old.address(), ReplyAddress::Route);
+        let reply = self.encoder.encode_reject(ticket, reject);
+        self.metrics.record_error("", reject.code);
+        if dropped {
+            tracing::error!(topic = partition.topic, offset, "even the error reply was refused; the record is dropped");
+            self.metrics.replies_dropped.inc();
+        }
+        // What its sender got wrong makes it a dead letter, if it was none before.
+        let letter = had_letter || (!was_error && is_letter_due(&reply, &self.routes));
+        partition.tracker.replace(offset, Pending { reply, to_route: true, dropped, letter });
+    }
+
+    /// A dead letter is larger than its topic takes.
+    pub(super) fn drop_letter(&mut self, id: PartitionId, offset: i64) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let Some(old) = partition.tracker.reply(offset) else { return };
+        let Pending { reply, to_route, dropped, .. } = old;
+        let (reply, to_route, dropped) = (reply.clone(), *to_route, *dropped);
+        tracing::error!(topic = partition.topic, offset, "a dead letter is larger than its topic takes; it is dropped");
+        self.metrics.dead_letters_dropped.inc();
+        partition.tracker.replace(offset, Pending { reply, to_route, dropped, letter: false });
     }
 
     /// A reply that was not committed yet.

@@ -3,6 +3,8 @@
 #[cfg(feature = "kafka")]
 pub(crate) mod inbox;
 #[cfg(feature = "kafka")]
+pub(crate) mod jetstream;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "kafka")]
 pub(crate) mod ledger;
@@ -26,4 +28,18 @@ pub enum SinkError {
     /// Nothing that waiting would mend.
     #[error("{0}")]
     Fatal(String),
+}
+
+/// A fail point that proves the checkers: they must see a reply that is missing.
+#[cfg(feature = "kafka")]
+fn drops_a_reply() -> bool {
+    fail::fail_point!("sink::drop_reply", |_| true);
+    false
+}
+
+/// A fail point that proves the checkers: they must see a reply that came twice.
+#[cfg(feature = "kafka")]
+fn doubles_a_reply() -> bool {
+    fail::fail_point!("sink::double_reply", |_| true);
+    false
 }

@@ -1,6 +1,8 @@
 //! Where records come from.
 
 #[cfg(feature = "kafka")]
+pub(crate) mod jetstream;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod lines;
 

@@ -246,3 +246,14 @@ fn open_offsets_rise() {
 fn open_offsets_are_within() {
     let _ = OffsetMap::new(4, 9, vec![3]);
 }
+
+#[test]
+fn retention_takes_open_records_first_and_counts_them() {
+    let map = OffsetMap::new(10, 20, vec![10, 13, 18]);
+    assert_eq!(map.raised_to(5), (map.clone(), 0, 0));
+    assert_eq!(map.raised_to(10), (map.clone(), 0, 0));
+    assert_eq!(map.raised_to(12), (OffsetMap::new(13, 20, vec![13, 18]), 1, 0));
+    assert_eq!(map.raised_to(19), (OffsetMap::empty(20), 3, 0));
+    assert_eq!(map.raised_to(25), (OffsetMap::empty(25), 3, 5));
+    assert_eq!(OffsetMap::empty(10).raised_to(12), (OffsetMap::empty(12), 0, 2));
+}

@@ -87,7 +87,7 @@ impl Committer {
             ),
             _ => return Ok(false),
         };
-        self.readdress(id, offset, &wrong);
+        self.ledger.readdress(id, offset, &wrong);
         Ok(true)
     }
 

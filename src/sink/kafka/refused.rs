@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::super::ledger::{Pending, Take, is_letter_due};
+use super::super::ledger::Take;
 use super::super::producer::Refusal;
 use super::Committer;
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
@@ -14,34 +14,6 @@ use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Committer {
-    /// Puts a small error reply to the route's own topic in the place of one that was refused.
-    pub(super) fn readdress(&mut self, id: PartitionId, offset: i64, reject: &Reject) {
-        let Some(partition) = self.ledger.partitions.get_mut(&id) else { return };
-        let Some(old) = partition.tracker.reply(offset) else { return };
-        let (ticket, had_letter, was_error) = (old.reply.ticket.clone(), old.letter, old.reply.error.is_some());
-        let dropped = old.reply.error.is_some() && matches!(old.address(), ReplyAddress::Route);
-        let reply = self.ledger.encoder.encode_reject(ticket, reject);
-        self.ledger.metrics.record_error("", reject.code);
-        if dropped {
-            tracing::error!(topic = partition.topic, offset, "even the error reply was refused; the record is dropped");
-            self.ledger.metrics.replies_dropped.inc();
-        }
-        // What its sender got wrong makes it a dead letter, if it was none before.
-        let letter = had_letter || (!was_error && is_letter_due(&reply, &self.ledger.routes));
-        partition.tracker.replace(offset, Pending { reply, to_route: true, dropped, letter });
-    }
-
-    /// A dead letter is larger than its topic takes.
-    fn drop_letter(&mut self, id: PartitionId, offset: i64) {
-        let Some(partition) = self.ledger.partitions.get_mut(&id) else { return };
-        let Some(old) = partition.tracker.reply(offset) else { return };
-        let Pending { reply, to_route, dropped, .. } = old;
-        let (reply, to_route, dropped) = (reply.clone(), *to_route, *dropped);
-        tracing::error!(topic = partition.topic, offset, "a dead letter is larger than its topic takes; it is dropped");
-        self.ledger.metrics.dead_letters_dropped.inc();
-        partition.tracker.replace(offset, Pending { reply, to_route, dropped, letter: false });
-    }
-
     /// Some replies of a transaction were refused for good.
     pub(super) fn refused(&mut self, take: &Take, refused: &[Refusal]) {
         let mut places = Vec::new();
@@ -81,10 +53,14 @@ impl Committer {
             return Refused::Route;
         }
         if is_letter {
-            self.drop_letter(id, offset);
+            self.ledger.drop_letter(id, offset);
         } else {
             let kind = if is_size { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
-            self.readdress(id, offset, &Reject::new(kind, format!("the reply was refused by the broker: {code}")));
+            self.ledger.readdress(
+                id,
+                offset,
+                &Reject::new(kind, format!("the reply was refused by the broker: {code}")),
+            );
         }
         Refused::Reply
     }

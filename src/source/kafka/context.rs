@@ -141,7 +141,13 @@ impl GroupContext {
         owned.flow = Flow::Started { next: committed.base(), done, since: clock::now() };
         drop(table);
         let Asked { id, topic, number } = asked.clone();
-        self.listener.assigned(vec![AssignedPartition { id, topic, number, committed: committed.clone() }]);
+        self.listener.assigned(vec![AssignedPartition {
+            id,
+            topic,
+            number,
+            committed: committed.clone(),
+            fence: None,
+        }]);
         true
     }
 

@@ -227,7 +227,8 @@ impl Starter {
             );
             return Ok(Answer::Stop { asked, reason });
         }
-        let (committed, lost) = raise(&map, low);
+        let (committed, gone, beyond) = map.raised_to(low);
+        let lost = gone + beyond;
         if lost > 0 {
             tracing::error!(topic, partition = number, lost, "retention removed records before they were read");
         }
@@ -243,36 +244,5 @@ impl Starter {
         let count = found.map_or(0, |found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX));
         self.first_counts.insert(topic.to_owned(), count);
         Ok(count)
-    }
-}
-
-/// What is left of a committed map when the topic starts at `low`, and how many records that were not answered are gone.
-fn raise(map: &OffsetMap, low: i64) -> (OffsetMap, u64) {
-    if low <= map.base() {
-        return (map.clone(), 0);
-    }
-    let (gone, open): (Vec<i64>, Vec<i64>) = map.open().iter().partition(|&&open| open < low);
-    let beyond = (low - map.end()).max(0);
-    let lost = gone.len() as u64 + beyond.unsigned_abs();
-    let raised = match open.first() {
-        Some(&first) => OffsetMap::new(first, map.end(), open),
-        None => OffsetMap::empty(low.max(map.end())),
-    };
-    (raised, lost)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retention_takes_open_records_first_and_counts_them() {
-        let map = OffsetMap::new(10, 20, vec![10, 13, 18]);
-        assert_eq!(raise(&map, 5), (map.clone(), 0));
-        assert_eq!(raise(&map, 10), (map.clone(), 0));
-        assert_eq!(raise(&map, 12), (OffsetMap::new(13, 20, vec![13, 18]), 1));
-        assert_eq!(raise(&map, 19), (OffsetMap::empty(20), 3));
-        assert_eq!(raise(&map, 25), (OffsetMap::empty(25), 8));
-        assert_eq!(raise(&OffsetMap::empty(10), 12), (OffsetMap::empty(12), 2));
     }
 }

@@ -1,0 +1,326 @@
+//! The stream that replies and checkpoints go to together: found, held against what the promise needs; its checkpoints read,
+//! and partitions claimed by them.
+//!
+//! Invariant: a checkpoint is written only behind the sequence of the one that was read, so of two workers that claim a
+//! partition one is refused.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_nats::jetstream::context::{GetStreamByNameErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, Stream};
+use async_nats::jetstream::{self, Context};
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::commit::{Checkpoint, OffsetMap, Owner};
+
+/// Servers before it have no atomic batches.
+const SERVER: (u64, u64) = (2, 12);
+/// How long a server may take to answer a question.
+const QUESTION_BOUND: Duration = Duration::from_secs(5);
+/// "Wrong last sequence": somebody else wrote a checkpoint.
+pub(crate) const WRONG_LAST_SEQUENCE: u32 = 10071;
+
+/// Why something of a server cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NatsFault {
+    /// It may pass: nobody answers, or what is asked for is not there yet.
+    #[error("{0}")]
+    Later(String),
+    /// It stays until somebody changes it.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl NatsFault {
+    pub(crate) fn later(error: impl ToString) -> Self {
+        Self::Later(error.to_string())
+    }
+}
+
+/// What is known of the stream that replies go to.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplyStream {
+    pub(crate) name: String,
+    /// What its messages are addressed to.
+    subjects: Vec<String>,
+    /// Whether messages may say how long they live: checkpoints then live for ever.
+    pub(crate) is_never_expiring: bool,
+    /// Most bytes of a message.
+    pub(crate) message_bytes_max: usize,
+}
+
+impl ReplyStream {
+    /// Whether a message to this subject comes into the stream.
+    pub(crate) fn takes(&self, subject: &str) -> bool {
+        self.subjects.iter().any(|filter| matches(filter, subject))
+    }
+}
+
+/// Where checkpoints are, and whose they are.
+pub(crate) struct Checkpoints {
+    client: Client,
+    context: Context,
+    prefix: String,
+    owner: Owner,
+    /// Subjects that replies and dead letters go to.
+    replies: Vec<String>,
+    stream: OnceLock<ReplyStream>,
+}
+
+impl Checkpoints {
+    /// `prefix` is what stands before the stream's or topic's name and the partition's number.
+    pub(crate) fn new(client: Client, prefix: String, owner: Owner, replies: Vec<String>) -> Self {
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(QUESTION_BOUND);
+        Self { client, context, prefix, owner, replies, stream: OnceLock::new() }
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The stream, once it was found.
+    pub(crate) fn stream(&self) -> Option<&ReplyStream> {
+        self.stream.get()
+    }
+
+    /// The subject of a partition's checkpoint. A topic of Kafka may have dots in its name.
+    pub(crate) fn subject(&self, source: &str, number: i32) -> String {
+        format!("{}.{}.{number}", self.prefix, source.replace('.', "_"))
+    }
+
+    /// Finds the stream and holds it against what exactly once needs.
+    pub(crate) async fn look_up(&self) -> Result<&ReplyStream, NatsFault> {
+        if let Some(found) = self.stream.get() {
+            return Ok(found);
+        }
+        check_version(&self.client)?;
+        let checkpoints = format!("{}.>", self.prefix);
+        let mut found: Option<(String, &str)> = None;
+        for subject in self.replies.iter().chain([&checkpoints]) {
+            let name = stream_of(&self.context, subject).await?;
+            match &found {
+                Some((first, of)) if *first != name => {
+                    return Err(NatsFault::Fatal(format!(
+                        "{of} goes to the stream {first}, but {subject} to {name}: exactly once needs replies, dead letters and \
+                         checkpoints in one stream; add the subject to the first, or write nats.delivery = \"at_least_once\""
+                    )));
+                }
+                Some(_) => {}
+                None => found = Some((name, subject)),
+            }
+        }
+        let (name, _) = found.unwrap_or_default();
+        let info = stream_info(&self.context, &name).await?;
+        check_stream(&info.config, &checkpoints)?;
+        let config = &info.config;
+        let of_stream = usize::try_from(config.max_message_size).ok().filter(|&bytes| bytes > 0);
+        let of_server = Some(self.client.max_payload()).filter(|&bytes| bytes > 0);
+        let stream = ReplyStream {
+            name,
+            subjects: config.subjects.clone(),
+            is_never_expiring: config.allow_message_ttl,
+            message_bytes_max: of_stream.into_iter().chain(of_server).min().unwrap_or(usize::MAX),
+        };
+        Ok(self.stream.get_or_init(|| stream))
+    }
+
+    /// The last checkpoint of a partition, with its sequence; the sequence is 0 where there is none.
+    pub(crate) async fn read(&self, source: &str, number: i32) -> Result<(u64, Option<Checkpoint>), NatsFault> {
+        let stream = self.look_up().await?;
+        let stream = self.context.get_stream_no_info(&stream.name).await.map_err(NatsFault::later)?;
+        let subject = self.subject(source, number);
+        match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => {
+                let checkpoint = Checkpoint::read(&message.payload, source, number);
+                let fatal = |error| {
+                    NatsFault::Fatal(format!(
+                        "the checkpoint at {subject} (sequence {}) is {error}: which records are answered is unknown. To score \
+                         all above the position of another checkpoint, delete this message",
+                        message.sequence
+                    ))
+                };
+                Ok((message.sequence, Some(checkpoint.map_err(fatal)?)))
+            }
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),
+            Err(error) => Err(NatsFault::later(error)),
+        }
+    }
+
+    /// The message of a checkpoint.
+    pub(crate) fn message(&self, checkpoint: &Checkpoint) -> (String, HeaderMap, Bytes) {
+        let mut headers = HeaderMap::new();
+        if self.stream.get().is_some_and(|stream| stream.is_never_expiring) {
+            headers.insert("Nats-TTL", "never");
+        }
+        (self.subject(&checkpoint.source, checkpoint.partition), headers, checkpoint.encode().into())
+    }
+
+    /// Says that this worker holds a partition from now on. Returns the checkpoint's sequence, or nothing when somebody
+    /// else was first.
+    pub(crate) async fn claim(
+        &self,
+        source: &str,
+        number: i32,
+        created: &str,
+        map: &OffsetMap,
+        fence: u64,
+    ) -> Result<Option<u64>, NatsFault> {
+        let checkpoint = Checkpoint {
+            source: source.to_owned(),
+            created: created.to_owned(),
+            partition: number,
+            map: map.clone(),
+            owner: Some(self.owner.clone()),
+        };
+        let (subject, mut headers, payload) = self.message(&checkpoint);
+        headers.insert("Nats-Expected-Last-Subject-Sequence", fence.to_string());
+        let request = async_nats::Request::new().headers(headers).payload(payload).timeout(Some(QUESTION_BOUND));
+        let answer = self.client.send_request(subject, request).await.map_err(NatsFault::later)?;
+        let answer: Answer = serde_json::from_slice(&answer.payload).map_err(NatsFault::later)?;
+        match answer.error {
+            None => Ok(Some(answer.seq)),
+            Some(ApiError { err_code: WRONG_LAST_SEQUENCE, .. }) => Ok(None),
+            Some(ApiError { err_code, description }) => {
+                Err(NatsFault::Later(format!("a checkpoint was refused: {description} ({err_code})")))
+            }
+        }
+    }
+}
+
+/// A server's word on a message that was published.
+#[derive(Deserialize)]
+pub(crate) struct Answer {
+    #[serde(default)]
+    pub(crate) seq: u64,
+    #[serde(default)]
+    pub(crate) duplicate: bool,
+    pub(crate) error: Option<ApiError>,
+}
+
+/// Why it was refused.
+#[derive(Deserialize)]
+pub(crate) struct ApiError {
+    #[serde(default)]
+    pub(crate) err_code: u32,
+    #[serde(default)]
+    pub(crate) description: String,
+}
+
+fn check_version(client: &Client) -> Result<(), NatsFault> {
+    let version = client.server_info().version;
+    if version.is_empty() {
+        return Err(NatsFault::Later("no NATS server is there yet".to_owned()));
+    }
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
+    let there = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if there >= SERVER {
+        return Ok(());
+    }
+    Err(NatsFault::Fatal(format!(
+        "the NATS server has version {version}, and exactly once needs the atomic batches of {}.{}; upgrade it, or write \
+         nats.delivery = \"at_least_once\"",
+        SERVER.0, SERVER.1
+    )))
+}
+
+/// The one stream that takes a subject.
+pub(crate) async fn stream_of(context: &Context, subject: &str) -> Result<String, NatsFault> {
+    context.stream_by_subject(subject).await.map_err(|error| match error.kind() {
+        GetStreamByNameErrorKind::NotFound => {
+            NatsFault::Later(format!("no stream takes the subject {subject}; make one that does"))
+        }
+        _ => NatsFault::later(error),
+    })
+}
+
+pub(crate) async fn stream_handle(context: &Context, name: &str) -> Result<Stream<Info>, NatsFault> {
+    context.get_stream(name).await.map_err(|error| match error.kind() {
+        GetStreamErrorKind::JetStream(error) => NatsFault::Later(format!("the stream {name}: {error}")),
+        _ => NatsFault::later(error),
+    })
+}
+
+async fn stream_info(context: &Context, name: &str) -> Result<Info, NatsFault> {
+    Ok(stream_handle(context, name).await?.cached_info().clone())
+}
+
+/// Holds a stream against what checkpoints and batches need of it.
+fn check_stream(config: &Config, checkpoints: &str) -> Result<(), NatsFault> {
+    let name = &config.name;
+    let or_else = "or write nats.delivery = \"at_least_once\"";
+    let evicts = config.discard == DiscardPolicy::Old && (config.max_messages > 0 || config.max_bytes > 0);
+    let problem = if !config.allow_atomic_publish {
+        "has no allow_atomic; set it to true"
+    } else if config.retention != RetentionPolicy::Limits {
+        "has a retention other than limits, by which checkpoints would be removed; set it to limits"
+    } else if evicts {
+        "has max_msgs or max_bytes with discard old, by which checkpoints would be removed; remove these limits, or set \
+         discard to new"
+    } else if config.max_age > Duration::ZERO && !config.allow_message_ttl {
+        "has max_age, by which checkpoints would be removed; set allow_msg_ttl to true, so that they may stay, or remove max_age"
+    } else if config.mirror.is_some() {
+        "is a mirror, which takes no messages; name subjects of another"
+    } else {
+        return Ok(());
+    };
+    Err(NatsFault::Fatal(format!("the stream {name}, which takes replies and {checkpoints}, {problem}, {or_else}")))
+}
+
+/// Whether a subject is among those of a stream's filter.
+fn matches(filter: &str, subject: &str) -> bool {
+    let mut tokens = subject.split('.');
+    for wanted in filter.split('.') {
+        match (wanted, tokens.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (wanted, Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+    tokens.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_must_keep_checkpoints_and_take_batches() {
+        let good = Config { name: "R".to_owned(), allow_atomic_publish: true, ..Config::default() };
+        let problem = |config: Config| check_stream(&config, "ckpt.g.>").map_err(|fault| fault.to_string());
+        assert_eq!(problem(good.clone()), Ok(()));
+        let says = |config: Config, word: &str| {
+            let message = problem(config).unwrap_err();
+            assert!(
+                message.starts_with("the stream R, which takes replies and ckpt.g.>, ") && message.contains(word),
+                "{message}"
+            );
+        };
+        says(Config { allow_atomic_publish: false, ..good.clone() }, "allow_atomic");
+        says(Config { retention: RetentionPolicy::WorkQueue, ..good.clone() }, "retention");
+        says(Config { max_messages: 9, ..good.clone() }, "max_msgs");
+        says(Config { max_bytes: 9, ..good.clone() }, "max_bytes");
+        assert_eq!(problem(Config { max_bytes: 9, discard: DiscardPolicy::New, ..good.clone() }), Ok(()));
+        let aged = Config { max_age: Duration::from_secs(1), ..good };
+        says(aged.clone(), "max_age");
+        assert_eq!(problem(Config { allow_message_ttl: true, ..aged }), Ok(()));
+    }
+
+    #[test]
+    fn a_streams_subjects() {
+        assert!(matches("a.*", "a.b") && matches("a.>", "a.b.c") && matches(">", "a") && matches("a", "a"));
+        assert!(!matches("a.*", "a.b.c") && !matches("a.>", "a") && !matches("a.b", "a.c") && !matches("a", "a.b"));
+    }
+}

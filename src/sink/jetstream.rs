@@ -1,0 +1,297 @@
+//! Replies in, atomic batches out: replies, dead letters and the checkpoints of the partitions that they answer become
+//! visible together, or not at all.
+//!
+//! Invariants:
+//! 1. A reply becomes visible if and only if its record is done in the checkpoint: both are in one batch.
+//! 2. A checkpoint goes out only behind its fence, the sequence of the one that this process wrote or took over. So of two
+//!    processes that believe to hold a partition one is refused, and it acknowledges nothing.
+//! 3. One batch is under way at a time. After an answer that is missing or unclear the checkpoints are read back: they say
+//!    what truly went out. A batch that still arrives after that finds its fence stale, or makes the next one's stale.
+//! 4. A record is acknowledged after its checkpoint stands. That is only flow control: an acknowledgement that is lost
+//!    brings the record again, which is then found done.
+
+mod batch;
+mod message;
+mod recover;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::Subject;
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+use tokio::runtime::Handle;
+
+use self::batch::MESSAGES_MAX;
+use super::ledger::{Ledger, Take};
+use super::{Sink, SinkError};
+use crate::admin::Health;
+use crate::client::checkpoints::Checkpoints;
+use crate::clock::{self, Stop};
+use crate::commit::{Budget, Checkpoint, Commit, LIMIT, OffsetMap, Owner};
+use crate::config::JetStream;
+use crate::record::PartitionId;
+
+/// The longest wait for the server's word on a batch; the server forgets an open one after 10 s.
+const BATCH_BOUND: Duration = Duration::from_secs(8);
+/// How long the thread sleeps while nothing comes.
+const IDLE: Duration = Duration::from_millis(250);
+/// How long a stream that refuses batches is left alone.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
+/// All that the thread is made of.
+pub(crate) struct JetStreamSink {
+    pub(crate) runtime: Handle,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) limits: JetStream,
+    /// Where the source hears of partitions that another process has.
+    pub(crate) lost: Sender<PartitionId>,
+    pub(crate) health: Arc<Health>,
+    /// The name of this thread at `/readyz`.
+    pub(crate) part: String,
+    pub(crate) stop: Arc<Stop>,
+}
+
+impl Sink for JetStreamSink {
+    fn run(self: Box<Self>, ledger: Ledger) -> Result<usize, SinkError> {
+        let now = clock::now();
+        // What the stream is like is known before a partition is claimed, and no reply goes out before that.
+        self.health.ready(&self.part);
+        let committer = Committer {
+            sink: *self,
+            ledger,
+            last_begin: None,
+            last_progress: now,
+            paused_until: None,
+            records_max: MESSAGES_MAX,
+            batches: 0,
+        };
+        committer.run()
+    }
+}
+
+struct Committer {
+    sink: JetStreamSink,
+    ledger: Ledger,
+    last_begin: Option<Instant>,
+    last_progress: Instant,
+    /// The stream refuses batches until then.
+    paused_until: Option<Instant>,
+    /// Most records of the next batch, besides `commit_records_max`: small while a message that is refused is looked for,
+    /// and doubled with each success.
+    records_max: usize,
+    batches: u64,
+}
+
+impl Committer {
+    fn run(mut self) -> Result<usize, SinkError> {
+        loop {
+            let wait = self.wait();
+            self.ledger.gather(wait);
+            let is_leaving = !self.ledger.leaving.is_empty();
+            if self.wait().is_zero() || is_leaving {
+                self.transact()?;
+            }
+            if is_leaving {
+                self.release_leaving();
+                self.ledger.forget_leaving();
+            }
+            self.tell_progress(clock::now());
+            if (self.ledger.draining && self.ledger.in_flight() == 0) || self.sink.stop.overdue() {
+                let held = self.ledger.partitions.keys().copied().collect();
+                self.release(held);
+                return Ok(self.ledger.in_flight());
+            }
+        }
+    }
+
+    /// How long to wait for events: until the next batch is due, or idly.
+    fn wait(&self) -> Duration {
+        let now = clock::now();
+        let left = |until: Instant| until.saturating_duration_since(now);
+        if let Some(until) = self.paused_until.filter(|until| now < *until) {
+            return left(until).min(IDLE);
+        }
+        let renewals = self.claims().map(|written| written + self.renewal()).min();
+        let renewal = renewals.map_or(IDLE, left).min(IDLE);
+        if !self.ledger.is_news {
+            return renewal;
+        }
+        let due = self.last_begin.map(|begin| begin + self.sink.limits.commit_interval);
+        due.map_or(Duration::ZERO, left).min(renewal)
+    }
+
+    fn renewal(&self) -> Duration {
+        self.sink.limits.lease / 3
+    }
+
+    fn claims(&self) -> impl Iterator<Item = Instant> {
+        self.ledger.partitions.values().filter_map(|partition| Some(partition.claim.as_ref()?.written))
+    }
+
+    /// Sends what is finished, and the checkpoints that are due.
+    fn transact(&mut self) -> Result<(), SinkError> {
+        let begin = clock::now();
+        self.paused_until = None;
+        let mut take = self.take();
+        while self.readdress_wrong(&take) > 0 {
+            self.ledger.untake();
+            take = self.take();
+        }
+        self.add_due_checkpoints(&mut take, begin);
+        if take.is_empty() {
+            self.ledger.is_news = false;
+            return Ok(());
+        }
+        self.last_begin = Some(begin);
+        fail::fail_point!("sink::begin");
+        let (messages, checkpoints) = self.messages(&take);
+        let count = messages.len() as u64;
+        self.batches += 1;
+        let id = format!("{}-{}", self.sink.checkpoints.owner().run, self.batches);
+        let sent = batch::publish(self.sink.checkpoints.client(), &id, messages, BATCH_BOUND);
+        let done = self.sink.runtime.block_on(sent);
+        fail::fail_point!("sink::committed");
+        let end = clock::now();
+        match done {
+            Ok(last) => {
+                for (id, place) in checkpoints {
+                    // Without a gap: the last message has the highest sequence.
+                    self.stands(id, last + 1 + place as u64 - count, &take, end);
+                }
+                self.ledger.count_letters(&take);
+                self.ledger.count_latencies(&take, end);
+                self.ledger.commit(&take);
+                self.acknowledge();
+                self.records_max = self.records_max.saturating_mul(2).min(MESSAGES_MAX);
+                self.ledger.metrics.commit_seconds.add_duration(end - begin);
+                tracing::trace!(messages = count, took = ?(end - begin), "committed");
+                self.sink.health.ready(&self.sink.part);
+                Ok(())
+            }
+            Err(error) => {
+                self.ledger.metrics.transactions_aborted.inc();
+                self.after_error(&error, &take)
+            }
+        }
+    }
+
+    fn take(&mut self) -> Take {
+        let limits = &self.sink.limits;
+        // A record may bring a reply and a dead letter.
+        let per_record = if self.ledger.routes.iter().any(|route| route.dead_letter.is_some()) { 2 } else { 1 };
+        let room = MESSAGES_MAX.saturating_sub(self.ledger.partitions.len()).max(2) / per_record;
+        let records = (limits.commit_records_max.get() as usize).min(room).min(self.records_max);
+        let budget = Budget::new(records, limits.commit_bytes_max.get());
+        self.ledger.take(budget, LIMIT, usize::MAX)
+    }
+
+    /// Partitions of which nobody has heard for a third of the lease say that they are held.
+    fn add_due_checkpoints(&self, take: &mut Take, now: Instant) {
+        let mut room = MESSAGES_MAX / 2;
+        for (id, partition) in &self.ledger.partitions {
+            let Some(claim) = &partition.claim else { continue };
+            let is_due = now.saturating_duration_since(claim.written) >= self.renewal();
+            if is_due && room > 0 && take.iter().all(|(taken, _)| taken != id) {
+                room -= 1;
+                take.push((*id, Commit { map: claim.map.clone(), records: 0, chars: 0 }));
+            }
+        }
+    }
+
+    /// The checkpoint of a partition stands.
+    fn stands(&mut self, id: PartitionId, sequence: u64, take: &Take, now: Instant) {
+        let commit = take.iter().find(|(taken, _)| *taken == id).map(|(_, commit)| commit);
+        let claim = self.ledger.partitions.get_mut(&id).and_then(|partition| partition.claim.as_mut());
+        if let (Some(claim), Some(commit)) = (claim, commit) {
+            (claim.fence.sequence, claim.written) = (sequence, now);
+            claim.map = commit.map.clone();
+        }
+    }
+
+    /// What the checkpoints say is done needs to come no more. Nobody waits for the server's word.
+    fn acknowledge(&mut self) {
+        let mut done = Vec::new();
+        for partition in self.ledger.partitions.values_mut() {
+            let Some(claim) = &partition.claim else { continue };
+            let end = claim.map.end().max(claim.map.base());
+            let covered: Vec<i64> = partition
+                .acks
+                .range(..end)
+                .map(|(&offset, _)| offset)
+                .filter(|&offset| claim.map.is_done(offset))
+                .collect();
+            done.extend(covered.iter().filter_map(|offset| partition.acks.remove(offset)));
+        }
+        self.publish_all(done, b"+ACK");
+    }
+
+    /// Records that wait are spoken for, so that they are not sent again meanwhile.
+    fn tell_progress(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.last_progress) < self.sink.limits.ack_wait / 3 {
+            return;
+        }
+        self.last_progress = now;
+        // Also those that came again and were done already.
+        self.acknowledge();
+        let waiting = self.ledger.partitions.values().flat_map(|partition| partition.acks.values().cloned()).collect();
+        self.publish_all(waiting, b"+WPI");
+    }
+
+    fn publish_all(&self, subjects: Vec<Subject>, word: &'static [u8]) {
+        let client = self.sink.checkpoints.client();
+        self.sink.runtime.block_on(async {
+            for subject in subjects {
+                if client.publish(subject, Bytes::from_static(word)).await.is_err() {
+                    // The client is at its end; what was not acknowledged comes again.
+                    break;
+                }
+            }
+        });
+    }
+
+    /// Partitions that go are free for others at once.
+    fn release_leaving(&mut self) {
+        let leaving = self.ledger.leaving.iter().flat_map(|leaving| leaving.partitions.iter().copied()).collect();
+        self.release(leaving);
+    }
+
+    /// Says of each that nobody holds it. Where that fails the lease runs out.
+    fn release(&mut self, partitions: Vec<PartitionId>) {
+        let mut messages = Vec::new();
+        for id in partitions {
+            messages.extend(self.checkpoint(id, None));
+        }
+        for some in messages.chunks(MESSAGES_MAX) {
+            self.batches += 1;
+            let id = format!("{}-{}", self.sink.checkpoints.owner().run, self.batches);
+            let sent = batch::publish(self.sink.checkpoints.client(), &id, some.to_vec(), REFUSED_PAUSE);
+            if let Err(error) = self.sink.runtime.block_on(sent) {
+                tracing::debug!(%error, "partitions could not be released; others take them when the lease has run out");
+            }
+        }
+    }
+
+    fn owner(&self) -> Owner {
+        self.sink.checkpoints.owner().clone()
+    }
+
+    /// A partition's checkpoint: what its last one says, or `map`.
+    fn checkpoint_of(
+        &self,
+        id: PartitionId,
+        map: Option<&OffsetMap>,
+        owner: Option<Owner>,
+    ) -> Option<(u64, Checkpoint)> {
+        let partition = self.ledger.partitions.get(&id)?;
+        let claim = partition.claim.as_ref()?;
+        let checkpoint = Checkpoint {
+            source: partition.topic.clone(),
+            created: claim.fence.created.clone(),
+            partition: partition.number,
+            map: map.unwrap_or(&claim.map).clone(),
+            owner,
+        };
+        Some((claim.fence.sequence, checkpoint))
+    }
+}

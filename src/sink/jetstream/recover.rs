@@ -1,0 +1,134 @@
+//! What follows a batch that did not go through: the checkpoints are read back, and say what truly went out.
+
+use std::time::Duration;
+
+use super::super::ledger::Take;
+use super::batch::BatchError;
+use super::{Committer, REFUSED_PAUSE, SinkError};
+use crate::client::checkpoints::NatsFault;
+use crate::clock;
+use crate::commit::Checkpoint;
+use crate::record::{ErrorCode, PartitionId, Reject};
+
+/// How long a server that is away is left alone before it is asked again.
+const READ_PAUSE: Duration = Duration::from_millis(100);
+
+impl Committer {
+    pub(super) fn after_error(&mut self, error: &BatchError, take: &Take) -> Result<(), SinkError> {
+        match error {
+            BatchError::Fenced(reason) => {
+                tracing::warn!(reason, "a batch was refused; reading the checkpoints back");
+                self.read_back(take)
+            }
+            BatchError::Unknown(reason) => {
+                tracing::warn!(reason, "a batch has no answer; reading the checkpoints back");
+                self.sink.health.not_ready(&self.sink.part, &format!("no answer to a batch: {reason}"));
+                self.read_back(take)
+            }
+            BatchError::TooLarge(reason) => {
+                self.too_large(take, reason);
+                Ok(())
+            }
+            BatchError::Refused(reason) => {
+                tracing::error!(reason, "the stream of the replies refuses a batch; trying again every second");
+                self.sink.health.not_ready(&self.sink.part, reason);
+                self.ledger.untake();
+                self.paused_until = Some(clock::now() + REFUSED_PAUSE);
+                Ok(())
+            }
+        }
+    }
+
+    /// One message of a batch is too large, and nobody says which: half of the records are tried, until it is known.
+    fn too_large(&mut self, take: &Take, reason: &str) {
+        let mut places = Vec::new();
+        for (id, commit) in take {
+            let sent = self.ledger.partitions[id].tracker.sent().take(commit.records);
+            places.extend(sent.map(|(offset, _)| (*id, offset)));
+        }
+        if let [(id, offset)] = places[..] {
+            self.ledger.readdress(
+                id,
+                offset,
+                &Reject::new(ErrorCode::TooLarge, format!("the reply was refused: {reason}")),
+            );
+        }
+        self.records_max = places.len().div_ceil(2).max(1);
+        self.ledger.untake();
+    }
+
+    /// Reads the checkpoints of a batch until the server has told them all.
+    fn read_back(&mut self, take: &Take) -> Result<(), SinkError> {
+        for (id, _) in take {
+            while !self.read_one(*id)? {
+                if self.sink.stop.overdue() {
+                    return Ok(());
+                }
+                std::thread::sleep(READ_PAUSE);
+            }
+        }
+        // What was on its way and is not done is sent again.
+        self.ledger.untake();
+        self.ledger.is_news = true;
+        self.acknowledge();
+        Ok(())
+    }
+
+    /// Returns whether the server has told it.
+    fn read_one(&mut self, id: PartitionId) -> Result<bool, SinkError> {
+        let Some(partition) = self.ledger.partitions.get(&id) else { return Ok(true) };
+        let Some(claim) = &partition.claim else { return Ok(true) };
+        let (source, number, fence) = (partition.topic.clone(), partition.number, claim.fence.sequence);
+        let read = self.sink.runtime.block_on(self.sink.checkpoints.read(&source, number));
+        let (sequence, checkpoint) = match read {
+            Ok(read) => read,
+            Err(NatsFault::Fatal(reason)) => return Err(SinkError::Fatal(reason)),
+            Err(NatsFault::Later(reason)) => {
+                tracing::debug!(reason, "reading a checkpoint again");
+                self.sink.health.not_ready(&self.sink.part, &format!("cannot read a checkpoint: {reason}"));
+                return Ok(false);
+            }
+        };
+        let mine = self.sink.checkpoints.owner();
+        let owner = checkpoint.as_ref().and_then(|checkpoint| checkpoint.owner.as_ref());
+        match checkpoint {
+            Some(_) if sequence == fence => Ok(true),
+            Some(checkpoint) if owner == Some(mine) && sequence > fence => self.went_out(id, sequence, &checkpoint),
+            _ if owner.is_some_and(|owner| owner.instance == mine.instance && owner.run != mine.run) => {
+                Err(SinkError::Fenced(format!("it has written the checkpoint of {source}/{number}")))
+            }
+            _ => {
+                let owner = owner.map_or("nobody", |owner| owner.instance.as_str());
+                tracing::warn!(
+                    stream = source,
+                    partition = number,
+                    owner,
+                    "the partition is held by another; letting go of it"
+                );
+                self.give_up(id);
+                Ok(true)
+            }
+        }
+    }
+
+    /// The batch went through after all.
+    fn went_out(&mut self, id: PartitionId, sequence: u64, checkpoint: &Checkpoint) -> Result<bool, SinkError> {
+        let Some(partition) = self.ledger.partitions.get_mut(&id) else { return Ok(true) };
+        let done = partition.tracker.committed_to(&checkpoint.map);
+        let done =
+            done.map_err(|error| SinkError::Fatal(format!("{}/{}: {error}", partition.topic, partition.number)))?;
+        if let Some(claim) = &mut partition.claim {
+            (claim.fence.sequence, claim.map, claim.written) = (sequence, checkpoint.map.clone(), clock::now());
+        }
+        self.ledger.metrics.lags.committed(&partition.topic, partition.number, checkpoint.map.base());
+        self.ledger.release(done);
+        Ok(true)
+    }
+
+    /// Another process has the partition: nothing of it is sent or acknowledged any more.
+    fn give_up(&mut self, id: PartitionId) {
+        self.ledger.forget(&[id]);
+        // A source that has ended wants to hear nothing.
+        let _ = self.sink.lost.send(id);
+    }
+}
