@@ -5,6 +5,8 @@
 mod batches;
 #[path = "nats/connect.rs"]
 mod connect;
+#[path = "nats/jetstream.rs"]
+mod jetstream;
 #[path = "nats/jwt.rs"]
 mod jwt;
 #[path = "nats/log_in.rs"]
@@ -79,5 +81,7 @@ fn trials() -> Vec<Trial> {
         trial("a_server_that_does_not_encrypt_is_refused", tls::not_encrypted),
         trial("a_worker_is_known_by_its_certificate", tls::client_certificate),
         trial("encryption_before_the_first_word", tls::first),
+        trial("records_of_a_stream_are_answered_once", jetstream::flows),
+        trial("three_workers_share_partitions", jetstream::three_workers),
     ]
 }

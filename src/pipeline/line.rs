@@ -84,7 +84,10 @@ fn nats_to_nats(
     let handle = runtime.handle().clone();
     let connection = handle.block_on(NatsConnection::open(&nats.connection));
     let client = connection.map_err(|error| WorkerError::Client(error.to_string()))?.client().clone();
+    // The client's context starts a task of its own.
+    let entered = handle.enter();
     let checkpoints = Arc::new(checkpoints(&shard.config, nats, client));
+    drop(entered);
     let (lose, lost) = bounded(LOSSES_MAX);
     let (health, part) = (Arc::clone(&shard.health), shard.part("group"));
     let source = JetStreamSource::join(JetStreamInput {

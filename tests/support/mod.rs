@@ -6,6 +6,7 @@
 
 pub mod checks;
 pub mod group;
+pub mod jetstream;
 pub mod nats;
 pub mod raw;
 pub mod stream;
