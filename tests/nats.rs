@@ -9,6 +9,8 @@ mod connect;
 mod jetstream;
 #[path = "nats/jwt.rs"]
 mod jwt;
+#[path = "nats/kills.rs"]
+mod kills;
 #[path = "nats/log_in.rs"]
 mod log_in;
 mod support;
@@ -83,5 +85,8 @@ fn trials() -> Vec<Trial> {
         trial("encryption_before_the_first_word", tls::first),
         trial("records_of_a_stream_are_answered_once", jetstream::flows),
         trial("three_workers_share_partitions", jetstream::three_workers),
+        trial("workers_killed_at_random_lose_and_double_nothing", kills::workers),
+        trial("a_server_killed_at_random_loses_and_doubles_nothing", kills::server),
+        trial("killed_workers_that_lie_are_seen", kills::liars),
     ]
 }
