@@ -16,6 +16,7 @@ use crate::config::{Config, Delivery, Kafka, Rebalance};
 use crate::metrics::Metrics;
 
 pub(crate) mod checkpoints;
+pub(crate) mod delivery;
 pub mod nats;
 pub(crate) mod positions;
 pub(crate) mod topics;

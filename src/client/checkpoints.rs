@@ -124,7 +124,23 @@ impl Checkpoints {
         let (name, _) = found.unwrap_or_default();
         let info = stream_info(&self.context, &name).await?;
         check_stream(&info.config, &checkpoints)?;
-        let config = &info.config;
+        Ok(self.found(name, &info.config))
+    }
+
+    /// Finds the stream of the first replies, where nothing but replies goes there.
+    pub(crate) async fn look_up_shared(&self) -> Result<(), NatsFault> {
+        let mut first = None;
+        for subject in &self.replies {
+            let name = stream_of(&self.context, subject).await?;
+            first.get_or_insert(name);
+        }
+        let name = first.unwrap_or_default();
+        let info = stream_info(&self.context, &name).await?;
+        self.found(name, &info.config);
+        Ok(())
+    }
+
+    fn found(&self, name: String, config: &Config) -> &ReplyStream {
         let of_stream = usize::try_from(config.max_message_size).ok().filter(|&bytes| bytes > 0);
         let of_server = Some(self.client.max_payload()).filter(|&bytes| bytes > 0);
         let stream = ReplyStream {
@@ -133,7 +149,7 @@ impl Checkpoints {
             is_never_expiring: config.allow_message_ttl,
             message_bytes_max: of_stream.into_iter().chain(of_server).min().unwrap_or(usize::MAX),
         };
-        Ok(self.stream.get_or_init(|| stream))
+        self.stream.get_or_init(|| stream)
     }
 
     /// The last checkpoint of a partition, with its sequence; the sequence is 0 where there is none.

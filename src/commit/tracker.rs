@@ -139,6 +139,39 @@ impl<R> Tracker<R> {
         self.unfinished += 1;
     }
 
+    /// Tracks an offset where they come in any order and again, and each is done by itself: then nothing is committed, and
+    /// [`forget`](Self::forget) says that one is done. Returns whether it was not tracked.
+    pub fn deliver_again(&mut self, offset: i64) -> bool {
+        let slot = Slot { offset, key: 0, state: State::Unfinished, reply: None };
+        match self.slots.binary_search_by_key(&offset, |slot| slot.offset) {
+            Ok(index) if self.slots[index].state == State::Hole => {
+                self.slots[index] = slot;
+                self.holes -= 1;
+            }
+            Ok(_) => return false,
+            Err(index) => self.slots.insert(index, slot),
+        }
+        self.unfinished += 1;
+        true
+    }
+
+    /// One that was [delivered in any order](Self::deliver_again) is done. Returns whether it was tracked.
+    pub fn forget(&mut self, offset: i64) -> bool {
+        let Some(index) = self.find(offset) else { return false };
+        let slot = &mut self.slots[index];
+        match slot.state {
+            State::Hole => return false,
+            State::Unfinished => self.unfinished -= 1,
+            State::Finished => self.finished -= 1,
+            State::Answered => self.answered -= 1,
+            State::Sent => {}
+        }
+        (slot.state, slot.reply) = (State::Hole, None);
+        self.holes += 1;
+        self.drop_holes();
+        true
+    }
+
     /// Whether an offset is committed, as far as is known before it is delivered.
     #[must_use]
     pub fn is_committed(&self, offset: i64) -> bool {
@@ -427,6 +460,12 @@ impl<R> Tracker<R> {
             covered += 1;
         }
         (self.base, self.end, self.chars) = (map.base(), map.end(), chars);
+        self.drop_holes();
+        covered
+    }
+
+    /// Drops the lowest slots that are holes, and all of them where they are many.
+    fn drop_holes(&mut self) {
         while self.slots.front().is_some_and(|slot| slot.state == State::Hole) {
             self.slots.pop_front();
             self.holes -= 1;
@@ -436,7 +475,6 @@ impl<R> Tracker<R> {
             self.slots.retain(|slot| slot.state != State::Hole);
             self.holes = 0;
         }
-        covered
     }
 
     fn find(&self, offset: i64) -> Option<usize> {

@@ -52,6 +52,10 @@ pub struct Metrics {
     pub records_lost: IntCounter,
     /// Deliveries of records by NATS that were not their first.
     pub redeliveries: IntCounter,
+    /// Replies that a stream of NATS had already, by their ids.
+    pub replies_deduplicated: IntCounter,
+    /// Replies to records that came again, which the stream did not know any more: some of them may be doubled.
+    pub replies_maybe_doubled: IntCounter,
     /// Records read again after a restart whose replies were committed before.
     pub records_done_before: IntCounter,
     /// Dead letters that the broker refused for their size.
@@ -200,6 +204,12 @@ impl Metrics {
                 .counter("forebay_records_lost_total", "Records that retention removed before they were read"),
             redeliveries: make
                 .counter("forebay_redeliveries_total", "Deliveries of records by NATS that were not their first"),
+            replies_deduplicated: make
+                .counter("forebay_replies_deduplicated_total", "Replies that a stream of NATS had already, by their ids"),
+            replies_maybe_doubled: make.counter(
+                "forebay_replies_maybe_doubled_total",
+                "Replies to records that came again, which the stream did not know any more",
+            ),
             records_done_before: make.counter(
                 "forebay_records_done_before_total",
                 "Records read again whose replies were committed before a restart, and so passed over",

@@ -13,6 +13,7 @@
 mod batch;
 mod message;
 mod recover;
+mod shared;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ use crate::admin::Health;
 use crate::client::checkpoints::Checkpoints;
 use crate::clock::{self, Stop};
 use crate::commit::{Budget, Checkpoint, Commit, LIMIT, OffsetMap, Owner};
-use crate::config::JetStream;
+use crate::config::{Delivery, JetStream};
 use crate::record::PartitionId;
 
 /// The longest wait for the server's word on a batch; the server forgets an open one after 10 s.
@@ -57,6 +58,7 @@ impl Sink for JetStreamSink {
         let now = clock::now();
         // What the stream is like is known before a partition is claimed, and no reply goes out before that.
         self.health.ready(&self.part);
+        let delivery = self.limits.delivery;
         let committer = Committer {
             sink: *self,
             ledger,
@@ -66,7 +68,10 @@ impl Sink for JetStreamSink {
             records_max: MESSAGES_MAX,
             batches: 0,
         };
-        committer.run()
+        match delivery {
+            Delivery::ExactlyOnce => committer.run(),
+            Delivery::AtLeastOnce => committer.run_shared(),
+        }
     }
 }
 

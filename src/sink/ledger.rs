@@ -90,6 +90,8 @@ pub(crate) struct Ledger {
     pub(super) events: Receiver<Event>,
     pub(super) encoder: Encoder,
     ordering: Ordering,
+    /// Records come in any order and again, and each is done by itself.
+    is_shared: bool,
     /// Hashes keys, where those keep order.
     keys: RandomState,
     pub(super) partitions: BTreeMap<PartitionId, Partition>,
@@ -119,6 +121,7 @@ impl Ledger {
             events,
             encoder: Encoder::default(),
             ordering,
+            is_shared: false,
             keys: RandomState::new(),
             partitions: BTreeMap::new(),
             draining: false,
@@ -128,6 +131,11 @@ impl Ledger {
             turn: 0,
             is_news: false,
         }
+    }
+
+    /// For records that come in any order and again, and are done one by one.
+    pub(super) fn share(&mut self) {
+        self.is_shared = true;
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -193,13 +201,21 @@ impl Ledger {
                 self.release(1);
                 continue;
             };
-            if partition.tracker.is_committed(request.position.offset) {
+            if self.is_shared {
+                if !partition.tracker.deliver_again(request.position.offset) {
+                    // It is being scored: its one end is the end of both.
+                    self.release(1);
+                    continue;
+                }
+            } else if partition.tracker.is_committed(request.position.offset) {
                 // Another member has committed it: that the partition was lost is not in the queue yet.
                 self.release(1);
                 continue;
             }
-            let key = request.key.filter(|_| is_keyed).map(|key| self.keys.hash_one(chunk.bytes(key)));
-            partition.tracker.deliver(request.position.offset, key);
+            if !self.is_shared {
+                let key = request.key.filter(|_| is_keyed).map(|key| self.keys.hash_one(chunk.bytes(key)));
+                partition.tracker.deliver(request.position.offset, key);
+            }
             if let Err(reject) = &request.work {
                 self.metrics.record_error("", reject.code);
                 let ticket = Ticket { chunk: Arc::clone(chunk), index };
@@ -251,7 +267,7 @@ impl Ledger {
         let letter = is_letter_due(&reply, &self.routes);
         let pending = Pending { reply, to_route: false, dropped: false, letter };
         // One that is not known was committed by another member, and let go.
-        if partition.tracker.finish(position.offset, pending) == Finish::Duplicate {
+        if partition.tracker.finish(position.offset, pending) == Finish::Duplicate && !self.is_shared {
             tracing::error!(
                 topic = partition.topic,
                 offset = position.offset,
@@ -297,6 +313,20 @@ impl Ledger {
     pub(super) fn untake(&mut self) {
         for partition in self.partitions.values_mut() {
             partition.tracker.untake();
+        }
+    }
+
+    /// A record that was shared is done.
+    pub(super) fn settled(&mut self, id: PartitionId, offset: i64) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        if let Some(pending) = partition.tracker.reply(offset) {
+            let arrived = pending.reply.ticket.request().arrived;
+            self.metrics.dead_letters.inc_by(u64::from(pending.letter));
+            self.metrics.request_seconds.add_since(clock::now(), std::iter::once(arrived));
+        }
+        if partition.tracker.forget(offset) {
+            partition.acks.remove(&offset);
+            self.release(1);
         }
     }
 

@@ -6,9 +6,9 @@
 //! claimed anew, from its checkpoint.
 
 mod claims;
-mod delivery;
 mod members;
 mod pull;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,11 +24,13 @@ use tokio::sync::mpsc;
 
 use self::claims::{Claimed, Claims, News, Order, Place};
 use self::pull::{Arrived, Pull};
+use self::shared::Shared;
 use super::{GroupListener, Source, SourceError};
 use crate::client::checkpoints::Checkpoints;
+use crate::client::delivery;
 use crate::clock;
 use crate::commit::OffsetMap;
-use crate::config::{JetStream, SubjectFilter};
+use crate::config::{Delivery, JetStream, SubjectFilter};
 use crate::metrics::Metrics;
 use crate::record::{AssignedPartition, Message, PartitionId, Position};
 use crate::sink::inbox::{Event, Inbox};
@@ -89,15 +91,19 @@ impl JetStreamSource {
     pub(crate) fn join(input: JetStreamInput) -> Self {
         let (tell, news) = mpsc::channel(NEWS_MAX);
         let (orders, ordered) = mpsc::channel(NEWS_MAX);
-        let claims = Claims {
-            checkpoints: Arc::clone(&input.checkpoints),
-            limits: input.limits.clone(),
-            inputs: input.inputs.clone(),
-            ack_pending_max: input.in_flight_max,
-            news: tell,
-            orders: ordered,
-        };
-        input.runtime.spawn(claims.run());
+        let (checkpoints, limits, inputs) =
+            (Arc::clone(&input.checkpoints), input.limits.clone(), input.inputs.clone());
+        match limits.delivery {
+            Delivery::ExactlyOnce => {
+                let ack_pending_max = input.in_flight_max;
+                let claims = Claims { checkpoints, limits, inputs, ack_pending_max, news: tell, orders: ordered };
+                input.runtime.spawn(claims.run());
+            }
+            Delivery::AtLeastOnce => {
+                let shared = Shared { checkpoints, limits, inputs, news: tell, orders: ordered };
+                input.runtime.spawn(shared.run());
+            }
+        }
         let client = input.checkpoints.client().clone();
         let (held, arrived) = (BTreeMap::new(), Vec::new());
         Self { input, client, news, orders, held, arrived, next_id: 0, turn: 0, paused: false }
@@ -236,7 +242,8 @@ impl JetStreamSource {
         else {
             return false;
         };
-        if delivery.number != held.next {
+        let is_shared = self.input.limits.delivery == Delivery::AtLeastOnce;
+        if !is_shared && delivery.number != held.next {
             let reason = format!("delivery {} came, and {} did not", delivery.number, held.next);
             self.start_over(id, &reason);
             return false;
@@ -244,10 +251,10 @@ impl JetStreamSource {
         held.next += 1;
         self.input.metrics.redeliveries.inc_by(u64::from(delivery.count > 1));
         held.acks.push((delivery.sequence, ack));
-        if delivery.sequence <= held.highest {
+        if !is_shared && delivery.sequence <= held.highest {
             return false;
         }
-        if held.committed.is_done(delivery.sequence) {
+        if !is_shared && held.committed.is_done(delivery.sequence) {
             self.input.metrics.records_done_before.inc();
             return false;
         }

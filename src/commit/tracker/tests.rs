@@ -249,3 +249,41 @@ fn an_offset_is_delivered_once() {
 fn a_committed_offset_is_not_delivered() {
     Tracker::<()>::new(&OffsetMap::empty(10), Ordering::None).deliver(9, None);
 }
+
+proptest! {
+    /// Records that come in any order and again, each done by itself, against a map of what is there.
+    #[test]
+    fn in_any_order_and_again(steps in prop::collection::vec((0_u8..4, 0_i64..40), 0..300)) {
+        let mut tracker: Tracker<i64> = Tracker::new(&OffsetMap::empty(0), Ordering::None);
+        // The state of each that is tracked: 0 unfinished, 1 finished, 2 sent.
+        let mut naive: BTreeMap<i64, u8> = BTreeMap::new();
+        for (step, offset) in steps {
+            match step {
+                0 => {
+                    let is_new = !naive.contains_key(&offset);
+                    prop_assert_eq!(tracker.deliver_again(offset), is_new);
+                    naive.entry(offset).or_insert(0);
+                }
+                1 => {
+                    let wanted = match naive.get(&offset) {
+                        None => Finish::Unknown,
+                        Some(0) => Finish::Accepted,
+                        Some(_) => Finish::Duplicate,
+                    };
+                    prop_assert_eq!(tracker.finish(offset, offset), wanted);
+                    naive.entry(offset).and_modify(|state| *state = 1.max(*state));
+                }
+                2 => {
+                    let mut taken = Vec::new();
+                    tracker.send(&mut Budget::new(usize::MAX, usize::MAX), |_| 0, &mut taken);
+                    let wanted: Vec<i64> = naive.iter().filter(|(_, state)| **state == 1).map(|(at, _)| *at).collect();
+                    prop_assert_eq!(taken, wanted);
+                    naive.values_mut().filter(|state| **state == 1).for_each(|state| *state = 2);
+                }
+                _ => prop_assert_eq!(tracker.forget(offset), naive.remove(&offset).is_some()),
+            }
+            let count = |wanted: u8| naive.values().filter(|state| **state == wanted).count();
+            prop_assert_eq!((tracker.len(), tracker.unfinished(), tracker.finished()), (naive.len(), count(0), count(1)));
+        }
+    }
+}

@@ -51,7 +51,7 @@ impl Committer {
         Outgoing { subject: subject.into(), headers, payload, fence: Some(fence) }
     }
 
-    fn reply(&self, pending: &Pending) -> Outgoing {
+    pub(super) fn reply(&self, pending: &Pending) -> Outgoing {
         Outgoing {
             subject: self.subject_of(pending).into(),
             headers: reply_headers(pending),
@@ -69,7 +69,7 @@ impl Committer {
     }
 
     /// The record of a reply as it came, where it is a dead letter.
-    fn letter(&self, id: PartitionId, pending: &Pending) -> Option<Outgoing> {
+    pub(super) fn letter(&self, id: PartitionId, pending: &Pending) -> Option<Outgoing> {
         let Ticket { chunk, .. } = &pending.reply.ticket;
         let request = pending.reply.ticket.request();
         let letter = self.ledger.routes[request.route as usize].dead_letter.as_ref().filter(|_| pending.letter)?;
@@ -120,7 +120,7 @@ impl Committer {
     }
 
     /// Why a reply cannot go out as it is; a fault without words is its dead letter's.
-    fn fault(&self, pending: &Pending) -> Option<Option<Reject>> {
+    pub(super) fn fault(&self, pending: &Pending) -> Option<Option<Reject>> {
         if pending.dropped {
             return None;
         }

@@ -1,23 +1,23 @@
-//! What a delivery's acknowledgement subject tells of it.
+//! What the subject tells of a delivery, that it is acknowledged at.
 
 /// A delivery of one message by a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Delivery {
+pub(crate) struct Delivery {
     /// How often the consumer has delivered the message, this time included.
-    pub(super) count: u64,
+    pub(crate) count: u64,
     /// The message's sequence in its stream.
-    pub(super) sequence: i64,
+    pub(crate) sequence: i64,
     /// The number of this delivery among all of the consumer's, without a gap.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     /// When the stream took the message, in milliseconds since the epoch.
-    pub(super) timestamp_ms: i64,
+    pub(crate) timestamp_ms: i64,
     /// Messages that the consumer has not delivered yet.
-    pub(super) pending: u64,
+    pub(crate) pending: u64,
 }
 
 /// Reads `$JS.ACK.<stream>.<consumer>.<count>.<sequence>.<number>.<nanoseconds>.<pending>`, or the form of newer servers
 /// with domain and account before the stream and a token at the end.
-pub(super) fn read(subject: &str) -> Option<Delivery> {
+pub(crate) fn read(subject: &str) -> Option<Delivery> {
     let mut tokens = [""; 12];
     let mut count = 0;
     for token in subject.split('.') {
