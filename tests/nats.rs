@@ -5,6 +5,8 @@
 mod batches;
 #[path = "nats/connect.rs"]
 mod connect;
+#[path = "nats/faults.rs"]
+mod faults;
 #[path = "nats/jetstream.rs"]
 mod jetstream;
 #[path = "nats/jwt.rs"]
@@ -85,6 +87,16 @@ fn trials() -> Vec<Trial> {
         trial("encryption_before_the_first_word", tls::first),
         trial("records_of_a_stream_are_answered_once", jetstream::flows),
         trial("three_workers_share_partitions", jetstream::three_workers),
+        trial("a_stale_holder_of_a_partition_is_refused", faults::zombie),
+        trial("a_worker_that_stood_still_doubles_nothing", faults::stopped_and_continued),
+        trial("lost_acknowledgements_double_nothing", faults::lost_acknowledgements),
+        trial("a_slow_record_does_not_come_again", faults::slow_head),
+        trial("a_stream_that_is_made_anew_starts_anew", faults::stream_recreated),
+        trial("a_checkpoint_that_is_gone_stops_its_partition", faults::checkpoint_evicted),
+        trial("past_the_duplicate_window", faults::duplicate_window),
+        trial("workers_share_a_consumer", faults::shared_consumer),
+        trial("streams_that_cannot_hold_the_promise_are_refused", faults::set_up_checks),
+        trial("replies_go_where_the_request_says_if_the_stream_takes_that", faults::addresses),
         trial("workers_killed_at_random_lose_and_double_nothing", kills::workers),
         trial("a_server_killed_at_random_loses_and_doubles_nothing", kills::server),
         trial("killed_workers_that_lie_are_seen", kills::liars),

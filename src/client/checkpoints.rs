@@ -35,6 +35,7 @@ pub(crate) enum NatsFault {
 }
 
 impl NatsFault {
+    #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
     pub(crate) fn later(error: impl ToString) -> Self {
         Self::Later(error.to_string())
     }

@@ -244,6 +244,7 @@ impl Committer {
     }
 
     fn publish_all(&self, subjects: Vec<Subject>, word: &'static [u8]) {
+        fail::fail_point!("sink::acknowledge", |_| ());
         let client = self.sink.checkpoints.client();
         self.sink.runtime.block_on(async {
             for subject in subjects {

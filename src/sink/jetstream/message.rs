@@ -1,6 +1,7 @@
 //! Replies, dead letters and checkpoints as messages of NATS.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 
@@ -12,6 +13,14 @@ use crate::record::{Chunk, ErrorCode, PartitionId, Reject, ReplyAddress, Ticket}
 
 /// What a message takes besides its payload: its subject, the batch's own headers, and others.
 const MESSAGE_BYTES: usize = 1024;
+
+/// What cannot go out.
+pub(super) enum Fault {
+    /// The reply, for this.
+    Reply(Reject),
+    /// Its dead letter, which is too large.
+    Letter,
+}
 
 impl Committer {
     /// A batch: replies and dead letters, then the checkpoints that cover them, whose places are told.
@@ -107,20 +116,25 @@ impl Committer {
         let mut wrong = Vec::new();
         for (id, commit) in take {
             for (offset, pending) in self.ledger.partitions[id].tracker.sent().take(commit.records) {
-                wrong.extend(self.fault(pending).map(|reject| (*id, offset, reject)));
+                wrong.extend(self.fault(pending).map(|fault| (*id, offset, fault)));
             }
         }
-        for (id, offset, reject) in &wrong {
-            match reject {
-                Some(reject) => self.ledger.readdress(*id, *offset, reject),
-                None => self.ledger.drop_letter(*id, *offset),
-            }
+        for (id, offset, fault) in &wrong {
+            self.mend(*id, *offset, fault);
         }
         wrong.len()
     }
 
-    /// Why a reply cannot go out as it is; a fault without words is its dead letter's.
-    pub(super) fn fault(&self, pending: &Pending) -> Option<Option<Reject>> {
+    /// Puts in the place of a reply what can go out.
+    pub(super) fn mend(&mut self, id: PartitionId, offset: i64, fault: &Fault) {
+        match fault {
+            Fault::Reply(reject) => self.ledger.readdress(id, offset, reject),
+            Fault::Letter => self.ledger.drop_letter(id, offset),
+        }
+    }
+
+    /// Why a reply cannot go out as it is.
+    pub(super) fn fault(&self, pending: &Pending) -> Option<Fault> {
         if pending.dropped {
             return None;
         }
@@ -130,14 +144,14 @@ impl Committer {
             let subject = chunk.str(topic);
             if !is_publishable(subject) || !stream.takes(subject) {
                 let message = format!("the reply subject {subject:?} is not one of the stream {}", stream.name);
-                return Some(Some(Reject::bad_request(message)));
+                return Some(Fault::Reply(Reject::bad_request(message)));
             }
         }
         let max = stream.message_bytes_max;
         let bytes = pending.reply.payload.len() + MESSAGE_BYTES + header_bytes(&reply_headers(pending));
         if bytes > max {
             let message = format!("the reply takes {bytes} bytes, the stream {} takes {max} a message", stream.name);
-            return Some(Some(Reject::new(ErrorCode::TooLarge, message)));
+            return Some(Fault::Reply(Reject::new(ErrorCode::TooLarge, message)));
         }
         let request = pending.reply.ticket.request();
         let original = chunk.original(request).filter(|_| pending.letter)?;
@@ -145,7 +159,7 @@ impl Committer {
         let names = original.headers.iter();
         let of_headers: usize =
             names.map(|(name, value)| name.len() + 3 * value.map_or(0, crate::record::Span::len) + 4).sum();
-        (payload + of_headers + 2 * MESSAGE_BYTES > max).then_some(None)
+        (payload + of_headers + 2 * MESSAGE_BYTES > max).then_some(Fault::Letter)
     }
 }
 
@@ -188,7 +202,7 @@ fn text(value: &[u8]) -> Cow<'_, str> {
         if (b' '..=b'~').contains(&byte) && byte != b'%' {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     Cow::Owned(encoded)

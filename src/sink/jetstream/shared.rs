@@ -94,8 +94,7 @@ impl Committer {
         let ids: Vec<PartitionId> = self.ledger.partitions.keys().copied().collect();
         for id in ids {
             let mut offsets = Vec::new();
-            loop {
-                let Some(partition) = self.ledger.partitions.get_mut(&id) else { break };
+            while let Some(partition) = self.ledger.partitions.get_mut(&id) {
                 let mut budget = Budget::new(most - sent, self.sink.limits.commit_bytes_max.get());
                 partition.tracker.send(&mut budget, Pending::bytes, &mut offsets);
                 if offsets.is_empty() {
@@ -112,10 +111,7 @@ impl Committer {
     /// Returns whether a reply is under way. If not, another is in its place, and is sent next.
     fn send_shared_one(&mut self, ends: &Arc<Ends>, id: PartitionId, offset: i64) -> bool {
         if let Some(fault) = self.ledger.pending(id, offset).and_then(|pending| self.fault(pending)) {
-            match fault {
-                Some(reject) => self.ledger.readdress(id, offset, &reject),
-                None => self.ledger.drop_letter(id, offset),
-            }
+            self.mend(id, offset, &fault);
             return false;
         }
         let Ledger { partitions, inbox, .. } = &self.ledger;

@@ -139,7 +139,9 @@ impl Claims {
                         due = due.min(clock::now() + SOON);
                     }
                     Some(Order::Leave) => {
-                        partitions.iter_mut().for_each(|partition| partition.state = State::Stopped);
+                        for partition in &mut partitions {
+                            partition.state = State::Stopped;
+                        }
                         self.say(&subject, &partitions, true).await;
                         return;
                     }
