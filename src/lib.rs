@@ -63,6 +63,8 @@ pub mod forest;
 pub mod encode;
 pub mod commit;
 pub mod sink;
+#[cfg(feature = "kafka")]
+pub mod service;
 
 pub mod admin;
 #[cfg(feature = "kafka")]

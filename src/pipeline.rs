@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::model::ModelError;
 use crate::reload::{self, ConfigSource, Reloader};
 use crate::score::JournalFile;
+use crate::service::{Service, ServiceError};
 use crate::sink::SinkError;
 use crate::source::SourceError;
 
@@ -111,6 +112,16 @@ impl From<SinkError> for WorkerError {
     }
 }
 
+impl From<ServiceError> for WorkerError {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Nats(error) => Self::Client(error.to_string()),
+            ServiceError::Thread(error) => Self::Thread(error),
+            ServiceError::Model(_) | ServiceError::Failed(_) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
 /// A running worker.
 pub struct Worker {
     engine: Arc<InferenceEngine>,
@@ -119,11 +130,12 @@ pub struct Worker {
     stop: Arc<Stop>,
     admin: SocketAddr,
     shards: Vec<JoinHandle<Option<Ended>>>,
+    service: Option<Service>,
     failure: Arc<Failure>,
 }
 
 impl Worker {
-    /// Loads the models, opens the admin port and joins the group. The worker runs until `stop` is requested. `source` is
+    /// Loads the models, opens the admin port, joins the group and answers requests. The worker runs until `stop` is requested. `source` is
     /// where the config is read again when a reload is asked for.
     ///
     /// # Errors
@@ -164,7 +176,9 @@ impl Worker {
             let thread = Builder::new().name(format!("forebay-source-{number}"));
             shards.push(thread.spawn(move || shard.run())?);
         }
-        Ok(Self { engine, reloader, health, stop, admin, shards, failure })
+        let service = config.nats.as_ref().and_then(|nats| Some((&nats.connection, nats.service.as_ref()?)));
+        let service = service.map(|(nats, service)| Service::start(nats, service, &engine, &health, &stop));
+        Ok(Self { engine, reloader, health, stop, admin, shards, service: service.transpose()?, failure })
     }
 
     /// The engine that scores.
@@ -198,8 +212,15 @@ impl Worker {
     pub fn wait(self) -> Result<Ended, WorkerError> {
         let mut overdue_since = None;
         let ended = loop {
-            if self.shards.iter().all(JoinHandle::is_finished) {
-                break self.shards.into_iter().map(|shard| self.failure.join(shard)).reduce(Ended::both).flatten();
+            let service_ended = self.service.as_ref().is_none_or(Service::is_finished);
+            if service_ended && self.shards.iter().all(JoinHandle::is_finished) {
+                let shards = self.shards.into_iter().map(|shard| self.failure.join(shard));
+                let service = self.service.map(|service| self.failure.of_service(service.join()));
+                break shards.chain(service).reduce(Ended::both).flatten();
+            }
+            if self.service.is_some() && service_ended {
+                // By itself or not: the rest ends with it.
+                self.stop.request(Duration::ZERO);
             }
             if self.stop.overdue() {
                 let since = *overdue_since.get_or_insert_with(clock::now);
@@ -234,6 +255,12 @@ impl Failure {
 
     fn take(&self) -> Option<WorkerError> {
         self.0.lock().take()
+    }
+
+    /// How the NATS service ended, by how many requests it left unanswered.
+    fn of_service(&self, ended: Result<usize, ServiceError>) -> Option<Ended> {
+        let ended = ended.map_err(|error| self.set(error)).ok()?;
+        Some(if ended == 0 { Ended::Drained } else { Ended::CutShort { unanswered: ended } })
     }
 
     fn join(&self, shard: JoinHandle<Option<Ended>>) -> Option<Ended> {

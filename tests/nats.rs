@@ -15,6 +15,8 @@ mod jwt;
 mod kills;
 #[path = "nats/log_in.rs"]
 mod log_in;
+#[path = "nats/service.rs"]
+mod service;
 mod support;
 #[path = "nats/tls.rs"]
 mod tls;
@@ -100,5 +102,13 @@ fn trials() -> Vec<Trial> {
         trial("workers_killed_at_random_lose_and_double_nothing", kills::workers),
         trial("a_server_killed_at_random_loses_and_doubles_nothing", kills::server),
         trial("killed_workers_that_lie_are_seen", kills::liars),
+        trial("a_service_is_discovered", service::discovered),
+        trial("a_service_scores_as_the_library_does", service::scores),
+        trial("a_request_that_cannot_be_scored_is_answered_with_why", service::errors),
+        trial("a_service_keeps_deadlines_and_priorities", service::deadlines_and_priorities),
+        trial("an_overloaded_service_says_so_at_once", service::overload),
+        trial("workers_share_the_requests", service::shared),
+        trial("a_service_outlives_its_server", service::server_killed),
+        trial("a_service_drains_without_a_lost_request", service::drained),
     ]
 }

@@ -39,11 +39,22 @@ impl NatsConnection {
     /// # Errors
     /// What is wrong with the settings' files.
     pub async fn open(settings: &NatsSettings) -> Result<Self, NatsError> {
+        Self::open_with(settings, |options| options).await
+    }
+
+    /// The same with options of the caller's own besides.
+    ///
+    /// # Errors
+    /// As [`NatsConnection::open`].
+    pub async fn open_with(
+        settings: &NatsSettings,
+        with: impl FnOnce(ConnectOptions) -> ConnectOptions,
+    ) -> Result<Self, NatsError> {
         check_settings(settings)?;
         let servers: Vec<&str> = settings.servers.iter().map(async_nats::ServerAddr::as_url_str).collect();
         let watch = Arc::new(Watch::new(servers.join(",")));
         let (told, asked) = (Arc::clone(&watch), Arc::clone(&watch));
-        let options = options(settings)
+        let options = with(options(settings))
             .event_callback(move |event| {
                 told.take(&event);
                 std::future::ready(())

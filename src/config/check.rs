@@ -43,7 +43,7 @@ pub(super) fn check(raw: RawConfig, places: &Places, base_dir: &Path) -> (Config
     let models: Vec<Model> = raw.model.iter().enumerate().map(|(at, model)| check.model(at, model, base_dir)).collect();
     let instance = check.instance(raw.instance);
     let kafka = raw.kafka.map(|kafka| check.kafka(kafka));
-    let nats = raw.nats.map(|nats| super::nats::nats(&mut check, nats, &instance, base_dir));
+    let nats = raw.nats.map(|nats| super::nats::nats(&mut check, nats, &instance, &models, base_dir));
     let routes = super::route::routes(&mut check, &raw.route, &models, kafka.is_some(), nats.as_ref());
     let between = cross::check(&routes, &models, places);
     check.problems.extend(between);

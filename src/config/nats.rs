@@ -9,10 +9,12 @@ use async_nats::ServerAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Model;
 use super::check::Check;
 use super::client::ClientValue;
 use super::dump::{bytes, duration};
 use super::jetstream::JetStream;
+use super::service::{self, NatsService, RawService};
 use super::substitute::literal;
 use super::values::{BytesText, Delivery, DurationText, OnBadPosition, Ordering, StartPosition};
 
@@ -85,6 +87,10 @@ pub(super) struct RawNats {
     pub(super) on_missing_checkpoint: OnBadPosition,
     /// How connections are encrypted.
     pub(super) tls: RawTls,
+    /// The microservice that answers requests. Default not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "RawService")]
+    pub(super) service: Option<RawService>,
 }
 
 /// One server, or several.
@@ -143,6 +149,7 @@ impl Default for RawNats {
             checkpoint_subject: "ckpt".to_owned(),
             on_missing_checkpoint: OnBadPosition::default(),
             tls: RawTls::default(),
+            service: None,
         }
     }
 }
@@ -154,6 +161,8 @@ pub struct Nats {
     pub connection: NatsSettings,
     /// How records flow.
     pub flow: JetStream,
+    /// The requests that it answers.
+    pub service: Option<NatsService>,
 }
 
 /// How the worker connects to NATS.
@@ -218,7 +227,8 @@ pub struct ClientCertificate {
 }
 
 /// The table.
-pub(super) fn nats(check: &mut Check<'_>, raw: RawNats, instance: &str, base_dir: &Path) -> Nats {
+pub(super) fn nats(check: &mut Check<'_>, mut raw: RawNats, instance: &str, models: &[Model], base_dir: &Path) -> Nats {
+    let service = raw.service.take().map(|raw| service::service(check, raw, models));
     let flow = super::jetstream::jetstream(check, &raw);
     let connection = NatsSettings {
         name: instance.to_owned(),
@@ -228,7 +238,7 @@ pub(super) fn nats(check: &mut Check<'_>, raw: RawNats, instance: &str, base_dir
         ping_interval: check.duration("nats.ping_interval", &raw.ping_interval, &PING_INTERVAL),
         auth: auth(check, raw, base_dir),
     };
-    Nats { connection, flow }
+    Nats { connection, flow, service }
 }
 
 fn servers(check: &mut Check<'_>, raw: &RawServers) -> Vec<ServerAddr> {
@@ -356,6 +366,7 @@ pub(super) fn dump(nats: &Nats) -> RawNats {
             required: Some(settings.tls.required),
             first: settings.tls.first,
         },
+        service: nats.service.as_ref().map(service::dump),
         ..RawNats::default()
     };
     match &settings.auth {

@@ -67,14 +67,14 @@ pub(super) struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "RawKafka")]
     pub(super) kafka: Option<RawKafka>,
-    /// NATS, where records come from there or replies go there. Default not at all.
+    /// NATS, where records come from there or replies go there, or requests are answered. Default not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "RawNats")]
     pub(super) nats: Option<RawNats>,
-    /// What is done with which input topic. At least one.
+    /// What is done with which input topic. At least one, unless there is `[nats.service]`.
     #[serde(default)]
     pub(super) route: Vec<RawRoute>,
-    /// The models that routes name. At least one.
+    /// The models that routes name and requests ask. At least one.
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub(super) model: Vec<RawModel>,

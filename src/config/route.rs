@@ -9,7 +9,7 @@ use super::topic::{TopicPattern, is_topic};
 use super::wants::listed;
 use super::{DeadLetter, Delivery, Model, Nats, Ordering, Route, System};
 
-const RECORD_BYTES: RangeInclusive<u64> = 1..=1 << 30;
+pub(super) const RECORD_BYTES: RangeInclusive<u64> = 1..=1 << 30;
 
 /// Which systems have a table.
 struct Systems<'a> {
@@ -29,8 +29,8 @@ pub(super) fn routes(
     if !has_kafka && nats.is_none() {
         check.refuse("kafka", "is missing; add a [kafka] table, or a [nats] one");
     }
-    if raw.is_empty() {
-        check.refuse("route", "is missing; add a [[route]] table");
+    if raw.is_empty() && nats.is_none_or(|nats| nats.service.is_none()) {
+        check.refuse("route", "is missing; add a [[route]] table, or [nats.service] to answer requests");
     }
     let routes: Vec<Route> =
         raw.iter().enumerate().map(|(at, route)| systems.route(check, at, route, models)).collect();

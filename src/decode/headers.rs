@@ -48,7 +48,8 @@ impl<'a> Headers<'a> {
 
     fn place(&mut self, name: &str) -> Option<&mut Option<&'a [u8]>> {
         Some(match name {
-            "content-type" => &mut self.content_type,
+            // As NATS clients write it, and Kafka clients.
+            "content-type" | "Content-Type" => &mut self.content_type,
             "forebay-model" => &mut self.model,
             "forebay-priority" => &mut self.priority,
             "forebay-timeout-ms" => &mut self.timeout_ms,

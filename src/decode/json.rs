@@ -104,7 +104,7 @@ pub(super) fn read<'a>(payload: &'a [u8], chunk: &mut Chunk) -> Body<'a> {
     let mut body = reader.body;
     if let Err(error) = read {
         body.fault = Some(Fault::Said(not_json(&error, payload, &place)));
-        body.id = salvage::id_of_broken(payload).and_then(|id| usable_id(id).ok());
+        body.id = id_of(payload);
     }
     body
 }
@@ -252,6 +252,11 @@ impl<'a> Id<'a> {
             other => Err(format!("id: got {other}, wants a string or an integer")),
         }
     }
+}
+
+/// The id of a body, whatever else is in it; `None` when there is none, or two.
+pub(super) fn id_of(payload: &[u8]) -> Option<Id<'_>> {
+    salvage::id_of_broken(payload).and_then(|id| usable_id(id).ok())
 }
 
 fn usable_id(id: Id<'_>) -> Result<Id<'_>, String> {

@@ -60,6 +60,8 @@ pub struct RouteDecoder {
     pub keep_original: bool,
     /// How often a request is tried again after a transient error of its model.
     pub retries: u8,
+    /// Whether a request may name another model than the route's.
+    pub any_model: bool,
 }
 
 /// When a message came in, on both clocks.
@@ -93,6 +95,7 @@ impl RouteDecoder {
             compacted: false,
             keep_original: false,
             retries: 0,
+            any_model: true,
         }
     }
 
@@ -141,6 +144,25 @@ impl RouteDecoder {
             chunk.keep_original(message);
         }
         Decoded::Request
+    }
+
+    /// Pushes a message's request on the chunk without reading more of it than its id: it is refused, whatever it asks for.
+    pub fn refuse(&self, message: &Message<'_>, received: Received, reject: Reject, chunk: &mut Chunk) {
+        Headers::read(message.headers).echo(chunk);
+        let id_json = match message.payload.and_then(json::id_of) {
+            Some(id) => id.write(chunk),
+            None => default_id(message, chunk),
+        };
+        let key = message.key.map(|key| chunk.push_text(key));
+        chunk.push(NewRequest {
+            position: message.position,
+            route: self.route,
+            arrived: received.arrived,
+            id_json,
+            key,
+            address: ReplyAddress::Route,
+            work: Err(reject),
+        });
     }
 
     /// The body, if the record may be read at all.
@@ -207,11 +229,21 @@ impl Reading<'_, '_> {
             }
             (None, None) => return self.route_model(catalog),
         };
-        catalog.by_name(&name).ok_or_else(|| {
-            let wanted = quoted(&name);
-            let loaded = loaded_names(&name, catalog);
-            reject(ErrorCode::UnknownModel, format!("{place}: no model {wanted} is loaded; loaded: {loaded}"))
-        })
+        let own = self.route.model.filter(|_| !self.route.any_model).and_then(|own| catalog.get(own));
+        match (catalog.by_name(&name), own) {
+            (Some(model), None) => Ok(model),
+            (Some(model), Some(own)) if model.id == own.id => Ok(model),
+            (_, Some(own)) => {
+                let (wanted, own) = (quoted(&name), clip(&own.name, 60));
+                let message = format!("{place}: got {wanted}, but requests that come in here are for {own} only");
+                Err(reject(ErrorCode::UnknownModel, message))
+            }
+            (None, None) => {
+                let wanted = quoted(&name);
+                let loaded = loaded_names(&name, catalog);
+                Err(reject(ErrorCode::UnknownModel, format!("{place}: no model {wanted} is loaded; loaded: {loaded}")))
+            }
+        }
     }
 
     fn route_model<'c>(&self, catalog: &'c Catalog) -> Result<&'c ModelEntry, Reject> {

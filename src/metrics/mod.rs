@@ -88,6 +88,10 @@ pub struct Metrics {
     pub partitions_assigned: IntGauge,
     /// 1 while no broker can be reached.
     pub broker_away: IntGauge,
+    service_requests: IntCounterVec,
+    service_errors: IntCounterVec,
+    /// Requests that named no subject for their answer, and so got none.
+    pub service_without_reply: IntCounter,
     model_changes: IntCounterVec,
     /// The result cache.
     pub cache: CacheMetrics,
@@ -243,6 +247,20 @@ impl Metrics {
             rebalances: make.counter("forebay_rebalances_total", "Times that partitions were assigned or revoked"),
             partitions_assigned: make.gauge("forebay_partitions_assigned", "Partitions assigned now"),
             broker_away: make.gauge("forebay_broker_away", "1 while no broker can be reached"),
+            service_requests: make.counters(
+                "forebay_service_requests_total",
+                "Requests of NATS clients that were answered, with scores or an error",
+                &["model"],
+            ),
+            service_errors: make.counters(
+                "forebay_service_errors_total",
+                "Requests of NATS clients that were answered with an error",
+                &["model"],
+            ),
+            service_without_reply: make.counter(
+                "forebay_service_without_reply_total",
+                "Requests of NATS clients that named no subject for their answer, and so got none",
+            ),
             model_changes: make.counters(
                 "forebay_model_changes_total",
                 "Reloads, promotions and rollbacks that another version or candidate came of, and those that were refused",
@@ -267,6 +285,12 @@ impl Metrics {
         }
         let new = || Arc::new(ModelMetrics::new(self.requests_scored.with_label_values(&[name])));
         Arc::clone(self.models.write().entry(name.to_owned()).or_insert_with(new))
+    }
+
+    /// The requests that a model's endpoint of the NATS service answered, and those of them that it answered with an error.
+    #[must_use]
+    pub fn endpoint(&self, model: &str) -> (IntCounter, IntCounter) {
+        (self.service_requests.with_label_values(&[model]), self.service_errors.with_label_values(&[model]))
     }
 
     /// A model's version was changed, or should have been.

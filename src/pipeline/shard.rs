@@ -89,6 +89,7 @@ impl Shard {
                 compacted: route.compacted,
                 keep_original: route.dead_letter.is_some(),
                 retries: route.retries,
+                any_model: true,
             };
             (RouteInputs::new(route), decoder)
         });

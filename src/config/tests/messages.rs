@@ -25,7 +25,7 @@ fn an_empty_file_names_all_that_is_needed() {
         message(""),
         "worker.toml: model: is missing; add a [[model]] table\n\
          worker.toml: kafka: is missing; add a [kafka] table, or a [nats] one\n\
-         worker.toml: route: is missing; add a [[route]] table"
+         worker.toml: route: is missing; add a [[route]] table, or [nats.service] to answer requests"
     );
 }
 
@@ -493,6 +493,64 @@ fn connections_to_nats() {
     for (lines, want) in cases {
         assert_eq!(nats(lines), format!("worker.toml:{want}"));
     }
+}
+
+#[test]
+fn the_service_of_nats() {
+    let service = |lines: &str| message(&format!("{LEAST}[nats.service]\n{lines}\n"));
+    let cases = [
+        ("name = \"a.b\"", "name: got \"a.b\", wants 1 to 128 of the characters a-z, A-Z, 0-9, \"_\" and \"-\""),
+        (
+            "prefix = \"a..b\"",
+            "prefix: got \"a..b\", wants 1 to 200 of the characters a-z, A-Z, 0-9, \"_\" and \"-\", in parts that are \
+             joined by \".\"",
+        ),
+        ("version = \"v1\"", "version: got \"v1\", wants a version such as \"1.2.3\" or \"1.2.3-rc.1\""),
+        (
+            "description = \"\\n\"",
+            "description: got \"\\n\", wants 1000 characters at most, no control characters among them",
+        ),
+        (
+            "queue_group = \"q q\"",
+            "queue_group: got \"q q\", wants 1 to 128 of the characters a-z, A-Z, 0-9, \".\", \"_\" and \"-\"",
+        ),
+        ("models = [\"fraud\", \"x\"]", "models[1]: got \"x\", wants the name of a [[model]]: \"fraud\""),
+        ("models = [\"fraud\", \"fraud\"]", "models[1]: is in this list twice; name it once"),
+    ];
+    for (lines, want) in cases {
+        assert_eq!(service(lines), format!("worker.toml:13: nats.service.{want}"));
+    }
+}
+
+#[test]
+fn names_of_models_make_subjects() {
+    let text = |names: [&str; 2], lines: &str| {
+        let [first, second] = names.map(|name| format!("[[model]]\nname = \"{name}\"\npath = \"m\"\n"));
+        format!("{first}{second}[nats.service]\n{lines}\n")
+    };
+    let remedy = "rename the model, or name in nats.service.models those that shall have an endpoint";
+    for name in [".a", "a.", "a..b"] {
+        assert_eq!(
+            message(&text(["good", name], "")),
+            format!(
+                "worker.toml:5: model[1].name: got \"{name}\", wants no \".\" at its ends and no \"..\" in it, for a NATS \
+                 subject is made of it; {remedy}"
+            )
+        );
+        assert_eq!(good(&text(["good", name], "models = [\"good\"]")).nats.unwrap().service.unwrap().models, ["good"]);
+    }
+    assert_eq!(
+        message(&text(["a.b", "a_b"], "")),
+        format!(
+            "worker.toml:5: model[1].name: names the same endpoint as another model does: there \".\" becomes \"_\"; \
+             {remedy}"
+        )
+    );
+    let service = good(&text(["a.b", "a-b"], "")).nats.unwrap().service.unwrap();
+    assert_eq!(
+        (service.subject("a.b"), &service.models[..]),
+        ("forebay.a.b.predict".to_owned(), &["a.b".to_owned(), "a-b".to_owned()][..])
+    );
 }
 
 #[test]

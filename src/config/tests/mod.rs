@@ -114,6 +114,17 @@ cert_file = ""
 key_file = ""
 required = false
 first = false
+[nats.service]
+name = "forebay"
+prefix = "forebay"
+version = "0.1.0"
+description = ""
+queue_group = "q"
+models = []
+in_flight_max = 16384
+reply_metadata = "short"
+record_bytes_max = "1MiB"
+retries = 0
 
 [[route]]
 source = "kafka"
@@ -246,6 +257,17 @@ ca_file = "ca.pem"
 cert_file = "/run/cert.pem"
 key_file = "key$$.pem"
 first = true
+[nats.service]
+name = "Fraud_1-x"
+prefix = "shop.scores"
+version = "1.2.3-rc.1+b"
+description = "for $$"
+queue_group = "q.eu"
+models = ["second"]
+in_flight_max = 1
+reply_metadata = "full"
+record_bytes_max = "1KiB"
+retries = 10
 
 [[route]]
 source = "kafka"
@@ -401,7 +423,8 @@ fn good(text: &str) -> Config {
 #[test]
 fn the_defaults_are_those_of_the_whole_example() {
     // A table that is not there stands for no NATS at all; an empty one has the defaults.
-    assert_eq!(good(&format!("{LEAST}[nats]\ngroup = \"fraud-scorers\"\n")), good(WHOLE));
+    assert_eq!(good(&format!("{LEAST}[nats]\ngroup = \"fraud-scorers\"\n[nats.service]\n")), good(WHOLE));
+    assert_eq!(good(&format!("{LEAST}[nats]\n")).nats.unwrap().service, None);
     let config = good(LEAST);
     assert_eq!(config, Config { nats: None, ..good(WHOLE) });
     assert_eq!(config.instance, "box");
@@ -475,6 +498,12 @@ fn everything_may_differ_from_its_default() {
     let client = ClientCertificate { cert_file: "/run/cert.pem".into(), key_file: "/etc/forebay/key$.pem".into() };
     let ca_file = Some("/etc/forebay/ca.pem".into());
     assert_eq!(nats.tls, NatsTls { ca_file, client: Some(client), required: true, first: true });
+    let service = config.nats.as_ref().unwrap().service.as_ref().unwrap();
+    assert_eq!((&*service.name, &*service.version, &*service.description), ("Fraud_1-x", "1.2.3-rc.1+b", "for $"));
+    assert_eq!((service.subject("a.b"), &*service.queue_group), ("shop.scores.a.b.predict".to_owned(), "q.eu"));
+    assert_eq!((&service.models[..], service.in_flight_max.get()), (&["second".to_owned()][..], 1));
+    assert_eq!((service.reply_metadata, service.record_bytes_max.get()), (ReplyMetadata::Full, 1 << 10));
+    assert_eq!(service.retries, 10);
     let route = &config.routes[0];
     assert_eq!(route.retries, 10);
     assert_eq!(config.model_of(route).name, "second");

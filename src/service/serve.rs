@@ -1,0 +1,276 @@
+//! The service's thread: waits for requests and for what ended, and drains when it is asked to stop.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_nats::{Client, Message, SubscribeError, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, coop};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+
+use super::discovery::Discovery;
+use super::endpoint::Endpoint;
+use super::waiting::{Subjects, Waiting};
+use super::{PART, Parts, ServiceError};
+use crate::client::nats::NatsConnection;
+use crate::clock;
+use crate::decode::RouteDecoder;
+use crate::encode::Encoder;
+use crate::record::{Chunk, Reply, ScoredBatch};
+use crate::score::{Submitter, SubmitterId};
+
+/// Most requests that make one chunk.
+pub(super) const CHUNK_REQUESTS_MAX: usize = 512;
+/// Most scored batches that are answered in one go.
+const BATCHES_MAX: usize = 64;
+/// Most messages that the client holds for a subscription; what comes past it, it drops. It reads 8 MiB at the most before this
+/// thread takes what it read, and that is no more messages than this.
+const SUBSCRIPTION_MESSAGES_MAX: usize = 1 << 18;
+/// How often the thread looks after the connection, and whether it shall stop.
+const TICK: Duration = Duration::from_millis(50);
+/// How long the server may take for what the thread waits for once.
+const ANSWER_BOUND: Duration = Duration::from_secs(1);
+/// How long the client is kept from its socket while a server takes back the subscriptions: at least, at the most, and in
+/// round trips.
+const HOLD: (Duration, Duration, u32) = (Duration::from_millis(20), Duration::from_millis(250), 20);
+
+/// What the thread wakes for.
+enum Wake {
+    Ended,
+    Requests,
+    Tick,
+}
+
+/// An endpoint and what comes in there.
+pub(super) struct Lane {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) decoder: RouteDecoder,
+    /// `None` once nothing more can come.
+    requests: Option<Subscriber>,
+}
+
+/// Hands back what the score threads end. Each batch holds a request in flight, and there are as many places as those.
+struct Returns {
+    ended: mpsc::Sender<ScoredBatch>,
+}
+
+impl Submitter for Returns {
+    fn completed(&self, batch: ScoredBatch) {
+        // A service that has ended wants no more.
+        if let Err(mpsc::error::TrySendError::Full(batch)) = self.ended.try_send(batch) {
+            tracing::error!(requests = batch.tickets.len(), "more batches ended than requests were in flight");
+        }
+    }
+}
+
+/// All that the thread holds.
+pub(super) struct Serve {
+    pub(super) parts: Parts,
+    connection: NatsConnection,
+    pub(super) client: Client,
+    pub(super) lanes: Vec<Lane>,
+    /// Which lane is taken from first.
+    turn: usize,
+    pub(super) submitter: SubmitterId,
+    ended: mpsc::Receiver<ScoredBatch>,
+    tick: Interval,
+    discovery: JoinHandle<()>,
+    /// Whether the server has answered since the subscriptions were made.
+    is_there: Arc<AtomicBool>,
+    is_ready: Cell<bool>,
+    pub(super) waiting: Waiting,
+    pub(super) subjects: Subjects,
+    pub(super) incoming: Vec<(usize, Message)>,
+    pub(super) batches: Vec<ScoredBatch>,
+    pub(super) replies: Vec<Reply>,
+    pub(super) encoder: Encoder,
+    pub(super) scratch: Chunk,
+    /// The next request's number, which stands in its default id.
+    pub(super) number: i64,
+}
+
+/// Runs until it is asked to stop; says how many requests were not answered.
+pub(super) async fn serve(parts: Parts) -> Result<usize, ServiceError> {
+    let options = |options: async_nats::ConnectOptions| options.subscription_capacity(SUBSCRIPTION_MESSAGES_MAX);
+    let connection = NatsConnection::open_with(&parts.connection, options).await?;
+    let serve = Serve::new(parts, connection).await.map_err(|error| ServiceError::Failed(error.to_string()))?;
+    // It gives way to the client's task whenever it waits, and that is what fills its queues: no need to stop it midway.
+    Ok(coop::unconstrained(serve.run()).await)
+}
+
+impl Serve {
+    async fn new(parts: Parts, connection: NatsConnection) -> Result<Self, SubscribeError> {
+        let (service, client) = (&parts.service, connection.client().clone());
+        let mut lanes = Vec::with_capacity(parts.models.len());
+        for ((model, id), route) in parts.models.iter().zip(0..) {
+            let endpoint = Endpoint::new(service, model, *id, parts.engine.metrics());
+            let requests = client.queue_subscribe(endpoint.subject.clone(), service.queue_group.clone()).await?;
+            let decoder = endpoint.decoder(route, service);
+            lanes.push(Lane { endpoint, decoder, requests: Some(requests) });
+        }
+        let inbox = client.new_inbox();
+        let id = inbox.rsplit('.').next().unwrap_or_default().to_owned();
+        let endpoints: Vec<_> = lanes.iter().map(|lane| Arc::clone(&lane.endpoint)).collect();
+        let subjects: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.subject.as_str()).collect();
+        tracing::info!(name = service.name, id, queue_group = service.queue_group, ?subjects, "NATS service");
+        let discovery = Discovery::new(id, &parts.connection.name, service, endpoints, &parts.engine);
+        let asked = discovery.subscribe(&client).await?;
+        let discovery = tokio::spawn(discovery.run(client.clone(), asked));
+        let is_there = Arc::new(AtomicBool::new(false));
+        tokio::spawn({
+            let (client, is_there) = (client.clone(), Arc::clone(&is_there));
+            async move {
+                // An account may not be allowed to hear itself: then being connected must do.
+                let _ = timeout(ANSWER_BOUND, round_trip(&client)).await;
+                is_there.store(true, Ordering::Relaxed);
+            }
+        });
+        let (sender, ended) = mpsc::channel(parts.service.in_flight_max.get() as usize + CHUNK_REQUESTS_MAX);
+        let submitter = parts.engine.register(Arc::new(Returns { ended: sender }));
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            parts,
+            connection,
+            client,
+            lanes,
+            turn: 0,
+            submitter,
+            ended,
+            tick,
+            discovery,
+            is_there,
+            is_ready: Cell::new(false),
+            waiting: Waiting::default(),
+            subjects: Subjects::default(),
+            incoming: Vec::with_capacity(CHUNK_REQUESTS_MAX),
+            batches: Vec::new(),
+            replies: Vec::new(),
+            encoder: Encoder::new(),
+            scratch: Chunk::default(),
+            number: 0,
+        })
+    }
+
+    async fn run(mut self) -> usize {
+        while !self.parts.stop.requested() {
+            if let Wake::Tick = self.step().await {
+                self.look_after_connection();
+            }
+        }
+        self.drain().await;
+        let unanswered = self.waiting.len();
+        self.parts.engine.metrics().records_in_flight.sub(i64::try_from(unanswered).unwrap_or(i64::MAX));
+        unanswered
+    }
+
+    /// Waits for one thing and does it.
+    async fn step(&mut self) -> Wake {
+        let wake = poll_fn(|cx| self.poll(cx)).await;
+        match wake {
+            Wake::Ended => self.answer_batches().await,
+            Wake::Requests => self.take_requests().await,
+            Wake::Tick => {}
+        }
+        wake
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wake> {
+        if let Poll::Ready(1..) = self.ended.poll_recv_many(cx, &mut self.batches, BATCHES_MAX) {
+            return Poll::Ready(Wake::Ended);
+        }
+        self.poll_requests(cx);
+        if !self.incoming.is_empty() {
+            return Poll::Ready(Wake::Requests);
+        }
+        self.tick.poll_tick(cx).map(|_| Wake::Tick)
+    }
+
+    /// Takes what waits, as much as makes a chunk.
+    fn poll_requests(&mut self, cx: &mut Context<'_>) {
+        let lanes = self.lanes.len();
+        for step in 0..lanes {
+            let number = (self.turn + step) % lanes;
+            let place = &mut self.lanes[number].requests;
+            while let Some(requests) = place
+                && self.incoming.len() < CHUNK_REQUESTS_MAX
+            {
+                match requests.poll_next_unpin(cx) {
+                    Poll::Ready(Some(message)) => self.incoming.push((number, message)),
+                    Poll::Ready(None) => *place = None,
+                    Poll::Pending => break,
+                }
+            }
+        }
+        self.turn = (self.turn + 1) % lanes.max(1);
+    }
+
+    pub(super) fn look_after_connection(&self) {
+        let is_ready = self.connection.is_connected() && self.is_there.load(Ordering::Relaxed);
+        let health = &self.parts.health;
+        if is_ready && !self.is_ready.get() {
+            health.ready(PART);
+        } else if !is_ready {
+            let reason = self.connection.last_error();
+            health.not_ready(PART, &reason.unwrap_or_else(|| "no NATS server is connected".to_owned()));
+        }
+        self.is_ready.set(is_ready);
+    }
+
+    /// Takes no more than what the server has sent by the time it takes back the subscriptions, and answers all of it, within
+    /// the stop's bound.
+    async fn drain(&mut self) {
+        self.parts.health.not_ready(PART, "draining");
+        self.discovery.abort();
+        if self.connection.is_connected() && self.unsubscribe().await.is_none() {
+            tracing::warn!("the NATS server did not take back the subscriptions in time; some requests may be lost");
+        }
+        while (self.waiting.len() > 0 || self.lanes.iter().any(|lane| lane.requests.is_some()))
+            && !self.parts.stop.overdue()
+        {
+            self.step().await;
+            if !self.connection.is_connected() {
+                // Nothing more can come, and who asks again is told by another worker.
+                self.lanes.iter_mut().for_each(|lane| lane.requests = None);
+            }
+        }
+        // The last answers are with the server when what was sent after them has come back.
+        let _ = timeout(ANSWER_BOUND, round_trip(&self.client)).await;
+    }
+
+    /// Takes back the subscriptions. `None` when the server did not answer.
+    ///
+    /// The client forgets a subscription at the first turn of its task after it has told the server, with all that is still
+    /// on its way (`Subscriber::drain` does not wait for the server). So its task, which runs on this very thread, gets no
+    /// turn until the server must have answered: then all there will be is in the socket, and read before it forgets.
+    async fn unsubscribe(&mut self) -> Option<()> {
+        let before = clock::now();
+        timeout(ANSWER_BOUND, round_trip(&self.client)).await.ok()??;
+        let (least, most, times) = HOLD;
+        let hold = (times * (clock::now() - before)).clamp(least, most);
+        timeout(ANSWER_BOUND, self.client.flush()).await.ok()?.ok()?;
+        for lane in &mut self.lanes {
+            if let Some(requests) = &mut lane.requests {
+                requests.drain().await.ok()?;
+            }
+        }
+        // Behind the others in the same queue: when it is flushed, they have been sent.
+        timeout(ANSWER_BOUND, self.client.flush()).await.ok()?.ok()?;
+        std::thread::sleep(hold);
+        Some(())
+    }
+}
+
+/// Waits until the server has done all that it was told before.
+async fn round_trip(client: &Client) -> Option<()> {
+    let inbox = client.new_inbox();
+    let mut there = client.subscribe(inbox.clone()).await.ok()?;
+    client.publish(inbox, Bytes::new()).await.ok()?;
+    there.next().await.map(|_| ())
+}
