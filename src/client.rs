@@ -15,6 +15,7 @@ use crate::clock;
 use crate::config::{Config, Delivery, Kafka, Rebalance};
 use crate::metrics::Metrics;
 
+pub(crate) mod acks;
 pub(crate) mod checkpoints;
 pub(crate) mod delivery;
 pub mod nats;
@@ -150,6 +151,9 @@ pub(crate) trait GroupMember: Send + Sync {
 
     /// Commits positions by themselves, and waits for it.
     fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()>;
+
+    /// The same without a wait, where nothing depends on it.
+    fn commit_soon(&self, positions: &TopicPartitionList) -> KafkaResult<()>;
 }
 
 /// Whether librdkafka takes the settings, those of `[kafka.client]` among them, and whether the files that `[nats]` names

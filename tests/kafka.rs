@@ -6,6 +6,8 @@
 mod addresses;
 #[path = "kafka/bad_input.rs"]
 mod bad_input;
+#[path = "kafka/crossings.rs"]
+mod crossings;
 #[path = "kafka/ends.rs"]
 mod ends;
 #[path = "kafka/exactly_once.rs"]
@@ -166,6 +168,8 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("a_topic_that_is_made_anew_starts_anew", group::topic_recreated),
         trial("a_position_past_the_end_stops_its_partition", group::position_past_the_end),
         trial("two_shards_are_two_members", group::shards),
+        trial("records_of_kafka_are_answered_on_nats_once", crossings::kafka_to_nats),
+        trial("records_of_nats_are_answered_on_kafka", crossings::nats_to_kafka),
         trial("a_file_scores_the_same_as_the_worker", exactly_once::same_as_score),
         trial("sigterm_drains", ends::sigterm_drains),
         trial("a_drain_that_is_cut_short_loses_nothing", ends::cut_short),

@@ -91,6 +91,11 @@ impl Checkpoints {
         &self.owner
     }
 
+    /// Whether replies go to NATS.
+    pub(crate) fn has_replies(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
     /// The stream, once it was found.
     pub(crate) fn stream(&self) -> Option<&ReplyStream> {
         self.stream.get()
@@ -130,6 +135,14 @@ impl Checkpoints {
 
     /// Finds the stream of the first replies, where nothing but replies goes there.
     pub(crate) async fn look_up_shared(&self) -> Result<(), NatsFault> {
+        // Replies may go elsewhere than to NATS.
+        if self.replies.is_empty() {
+            return if self.client.server_info().version.is_empty() {
+                Err(NatsFault::Later("no NATS server is there yet".to_owned()))
+            } else {
+                Ok(())
+            };
+        }
         let mut first = None;
         for subject in &self.replies {
             let name = stream_of(&self.context, subject).await?;

@@ -344,6 +344,11 @@ impl<R> Tracker<R> {
         arrived
     }
 
+    /// The offsets whose replies have arrived, lowest first.
+    pub fn answered_offsets(&self) -> impl Iterator<Item = i64> {
+        self.slots.iter().filter(|slot| slot.state == State::Answered).map(|slot| slot.offset)
+    }
+
     /// What can be committed of the replies that have arrived, as far up as the list of open offsets fits into
     /// `chars_max` characters. `None` when nothing new can.
     #[must_use]

@@ -143,6 +143,10 @@ impl Systems<'_> {
             check.refuse("nats.delivery", message);
         }
         if first.source == System::Kafka {
+            if first.sink == System::Nats && flow.delivery == Delivery::AtLeastOnce {
+                let message = "replies to records of Kafka go to NATS exactly once; remove it";
+                check.refuse("nats.delivery", message);
+            }
             return;
         }
         let is_shared = flow.delivery == Delivery::AtLeastOnce;

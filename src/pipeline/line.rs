@@ -3,23 +3,27 @@
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 
 use super::WorkerError;
 use super::shard::Shard;
+use crate::client::acks::Acks;
 use crate::client::checkpoints::Checkpoints;
 use crate::client::nats::NatsConnection;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember};
 use crate::clock;
 use crate::commit::Owner;
-use crate::config::{Config, Kafka, Nats, Ordering, SubjectFilter, System};
+use crate::config::{Config, Delivery, JetStream, Kafka, Nats, Ordering, SubjectFilter, System};
+use crate::record::PartitionId;
 use crate::sink::Sink;
 use crate::sink::inbox::Inbox;
 use crate::sink::jetstream::JetStreamSink;
-use crate::sink::kafka::KafkaSink;
+use crate::sink::kafka::{KafkaSink, Told};
 use crate::source::jetstream::{JetStreamInput, JetStreamSource};
 use crate::source::kafka::KafkaSource;
+use crate::source::kafka::checkpoint::CheckpointStarts;
 use crate::source::{GroupListener, Source};
 
 /// Partitions that were lost and not let go of yet: more than a worker has.
@@ -47,6 +51,10 @@ pub(super) fn open(
         (Some((System::Nats, System::Nats)), _, Some(nats)) => {
             nats_to_nats(shard, nats, listener, inbox, in_flight_max)
         }
+        (Some((System::Kafka, System::Nats)), Some(kafka), Some(nats)) => kafka_to_nats(shard, kafka, nats, listener),
+        (Some((System::Nats, System::Kafka)), Some(kafka), Some(nats)) => {
+            nats_to_kafka(shard, kafka, nats, listener, inbox, in_flight_max)
+        }
         _ => Err(WorkerError::Client("route[0]: no line leads from this source to this sink".to_owned())),
     }
 }
@@ -62,14 +70,10 @@ pub(super) fn ordering(config: &Config) -> Ordering {
 }
 
 fn kafka_to_kafka(shard: &Shard, kafka: &Kafka, listener: Arc<dyn GroupListener>) -> Result<Line, WorkerError> {
-    let settings = ClientSettings::new(kafka, &shard.config.instance, shard.number);
-    let watch = Arc::new(BrokerWatch::new(&kafka.brokers, Arc::clone(shard.engine.metrics())));
-    let (metrics, stop) = (Arc::clone(shard.engine.metrics()), Arc::clone(&shard.stop));
-    let topics: Vec<&str> = shard.config.routes.iter().flat_map(|route| &route.input).map(String::as_str).collect();
-    let source = KafkaSource::join(&settings, &topics, listener, Arc::clone(&watch), metrics, Arc::clone(&stop))?;
-    let group: Arc<dyn GroupMember> = source.consumer();
-    let (limits, health, part) = (kafka.clone(), Arc::clone(&shard.health), shard.part("producer"));
-    let sink = KafkaSink { settings, limits, group, watch, health, part, stop };
+    let clients = KafkaClients::new(shard, kafka);
+    let source = clients.source(shard, listener, None)?;
+    let told = Told::Group(source.consumer());
+    let sink = clients.sink(shard, kafka, told);
     Ok(Line { source: Box::new(source), sink: Box::new(sink), runtime: None })
 }
 
@@ -81,31 +85,14 @@ fn nats_to_nats(
     in_flight_max: usize,
 ) -> Result<Line, WorkerError> {
     let runtime = runtime(shard)?;
-    let handle = runtime.handle().clone();
-    let connection = handle.block_on(NatsConnection::open(&nats.connection));
-    let client = connection.map_err(|error| WorkerError::Client(error.to_string()))?.client().clone();
-    // The client's context starts a task of its own.
-    let entered = handle.enter();
-    let checkpoints = Arc::new(checkpoints(&shard.config, nats, client));
-    drop(entered);
+    let checkpoints = connect(shard, nats, &runtime)?;
     let (lose, lost) = bounded(LOSSES_MAX);
-    let (health, part) = (Arc::clone(&shard.health), shard.part("group"));
-    let source = JetStreamSource::join(JetStreamInput {
-        runtime: handle.clone(),
-        checkpoints: Arc::clone(&checkpoints),
-        limits: nats.flow.clone(),
-        inputs: inputs(&shard.config),
-        in_flight_max,
-        listener,
-        inbox: Arc::clone(inbox),
-        metrics: Arc::clone(shard.engine.metrics()),
-        lost,
-        waiting: Box::new(move |reason| health.not_ready(&part, reason)),
-    });
+    let source = jetstream_source(shard, &nats.flow, &runtime, &checkpoints, (listener, inbox, in_flight_max, lost));
     let sink = JetStreamSink {
-        runtime: handle,
+        runtime: runtime.handle().clone(),
         checkpoints,
         limits: nats.flow.clone(),
+        group: None,
         lost: lose,
         health: Arc::clone(&shard.health),
         part: shard.part("producer"),
@@ -114,26 +101,141 @@ fn nats_to_nats(
     Ok(Line { source: Box::new(source), sink: Box::new(sink), runtime: Some(runtime) })
 }
 
+/// Kafka's group gives out the partitions; their positions are in checkpoints beside the replies.
+fn kafka_to_nats(
+    shard: &Shard,
+    kafka: &Kafka,
+    nats: &Nats,
+    listener: Arc<dyn GroupListener>,
+) -> Result<Line, WorkerError> {
+    let runtime = runtime(shard)?;
+    let checkpoints = connect(shard, nats, &runtime)?;
+    let (lose, lost) = bounded(LOSSES_MAX);
+    let starts = CheckpointStarts {
+        runtime: runtime.handle().clone(),
+        checkpoints: Arc::clone(&checkpoints),
+        on_missing: nats.flow.on_missing_checkpoint,
+        said: Mutex::default(),
+    };
+    let mut source = KafkaClients::new(shard, kafka).source(shard, listener, Some(starts))?;
+    source.hear_losses(lost);
+    let group: Arc<dyn GroupMember> = source.consumer();
+    let sink = JetStreamSink {
+        runtime: runtime.handle().clone(),
+        checkpoints,
+        limits: JetStream { group: kafka.group.clone(), ..nats.flow.clone() },
+        group: Some(group),
+        lost: lose,
+        health: Arc::clone(&shard.health),
+        part: shard.part("producer"),
+        stop: Arc::clone(&shard.stop),
+    };
+    tracing::info!("replies and checkpoints go out together: exactly once");
+    Ok(Line { source: Box::new(source), sink: Box::new(sink), runtime: Some(runtime) })
+}
+
+/// Replies go out by themselves, and each record is acknowledged when its reply has arrived.
+fn nats_to_kafka(
+    shard: &Shard,
+    kafka: &Kafka,
+    nats: &Nats,
+    listener: Arc<dyn GroupListener>,
+    inbox: &Arc<Inbox>,
+    in_flight_max: usize,
+) -> Result<Line, WorkerError> {
+    let runtime = runtime(shard)?;
+    let checkpoints = connect(shard, nats, &runtime)?;
+    let (_, lost) = bounded(1);
+    let source = jetstream_source(shard, &nats.flow, &runtime, &checkpoints, (listener, inbox, in_flight_max, lost));
+    let client = checkpoints.client().clone();
+    let acks = Acks::new(runtime.handle().clone(), client, nats.flow.ack_wait, clock::now());
+    let kafka = Kafka { delivery: Delivery::AtLeastOnce, ..kafka.clone() };
+    let sink = KafkaClients::new(shard, &kafka).sink(shard, &kafka, Told::Acks(acks));
+    tracing::info!("replies go out by themselves: at least once; one that goes out twice is counted, not dropped");
+    Ok(Line { source: Box::new(source), sink: Box::new(sink), runtime: Some(runtime) })
+}
+
+/// What both ends at Kafka share.
+struct KafkaClients {
+    settings: ClientSettings,
+    watch: Arc<BrokerWatch>,
+}
+
+impl KafkaClients {
+    fn new(shard: &Shard, kafka: &Kafka) -> Self {
+        let settings = ClientSettings::new(kafka, &shard.config.instance, shard.number);
+        let watch = Arc::new(BrokerWatch::new(&kafka.brokers, Arc::clone(shard.engine.metrics())));
+        Self { settings, watch }
+    }
+
+    fn source(
+        &self,
+        shard: &Shard,
+        listener: Arc<dyn GroupListener>,
+        checkpoints: Option<CheckpointStarts>,
+    ) -> Result<KafkaSource, WorkerError> {
+        let topics: Vec<&str> = shard.config.routes.iter().flat_map(|route| &route.input).map(String::as_str).collect();
+        let (watch, metrics, stop) =
+            (Arc::clone(&self.watch), Arc::clone(shard.engine.metrics()), Arc::clone(&shard.stop));
+        Ok(KafkaSource::join(&self.settings, &topics, listener, watch, metrics, stop, checkpoints)?)
+    }
+
+    fn sink(self, shard: &Shard, kafka: &Kafka, told: Told) -> KafkaSink {
+        let (health, part, stop) = (Arc::clone(&shard.health), shard.part("producer"), Arc::clone(&shard.stop));
+        KafkaSink { settings: self.settings, limits: kafka.clone(), told, watch: self.watch, health, part, stop }
+    }
+}
+
+/// Connects to NATS.
+fn connect(shard: &Shard, nats: &Nats, runtime: &Runtime) -> Result<Arc<Checkpoints>, WorkerError> {
+    let connection = runtime.block_on(NatsConnection::open(&nats.connection));
+    let client = connection.map_err(|error| WorkerError::Client(error.to_string()))?.client().clone();
+    // The client's context starts a task of its own.
+    let _entered = runtime.enter();
+    Ok(Arc::new(checkpoints(shard, nats, client)))
+}
+
+fn jetstream_source(
+    shard: &Shard,
+    flow: &JetStream,
+    runtime: &Runtime,
+    checkpoints: &Arc<Checkpoints>,
+    (listener, inbox, in_flight_max, lost): (Arc<dyn GroupListener>, &Arc<Inbox>, usize, Receiver<PartitionId>),
+) -> JetStreamSource {
+    let (health, part) = (Arc::clone(&shard.health), shard.part("group"));
+    let inputs = shard.config.routes.iter().flat_map(|route| &route.input);
+    JetStreamSource::join(JetStreamInput {
+        runtime: runtime.handle().clone(),
+        checkpoints: Arc::clone(checkpoints),
+        limits: flow.clone(),
+        inputs: inputs.filter_map(|filter| SubjectFilter::new(filter)).collect(),
+        in_flight_max,
+        listener,
+        inbox: Arc::clone(inbox),
+        metrics: Arc::clone(shard.engine.metrics()),
+        lost,
+        waiting: Box::new(move |reason| health.not_ready(&part, reason)),
+    })
+}
+
 /// What NATS' client and the tasks of a line run on.
 fn runtime(shard: &Shard) -> Result<Runtime, WorkerError> {
     let name = format!("forebay-nats-{}", shard.number);
     Ok(Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build()?)
 }
 
-fn inputs(config: &Config) -> Vec<SubjectFilter> {
-    config.routes.iter().flat_map(|route| &route.input).filter_map(|filter| SubjectFilter::new(filter)).collect()
-}
-
-fn checkpoints(config: &Config, nats: &Nats, client: async_nats::Client) -> Checkpoints {
-    let replies = config.routes.iter().map(|route| route.reply_topic.clone());
-    let letters = config.routes.iter().flat_map(|route| {
+fn checkpoints(shard: &Shard, nats: &Nats, client: async_nats::Client) -> Checkpoints {
+    let config = &shard.config;
+    let to_nats = config.routes.iter().filter(|route| route.sink == System::Nats);
+    let replies = to_nats.clone().map(|route| route.reply_topic.clone());
+    let letters = to_nats.flat_map(|route| {
         let letter = route.dead_letter.as_ref();
         let any = |input: &String| input.replace("{partition}", "*");
         letter.into_iter().flat_map(move |letter| route.input.iter().map(move |input| letter.topic(&any(input))))
     });
     let prefix = format!("{}.{}", nats.flow.checkpoint_subject, token(config.group()));
     let run = format!("{:016x}", RandomState::new().hash_one(clock::unix_ms()));
-    let owner = Owner { instance: config.instance.clone(), run };
+    let owner = Owner { instance: format!("{}-{}", config.instance, shard.number), run };
     Checkpoints::new(client, prefix, owner, replies.chain(letters).collect())
 }
 

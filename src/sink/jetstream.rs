@@ -21,13 +21,15 @@ use std::time::{Duration, Instant};
 use async_nats::Subject;
 use bytes::Bytes;
 use crossbeam_channel::Sender;
+use rdkafka::TopicPartitionList;
 use tokio::runtime::Handle;
 
 use self::batch::MESSAGES_MAX;
-use super::ledger::{Ledger, Take};
+use super::ledger::{Ledger, Partition, Take};
 use super::{Sink, SinkError};
 use crate::admin::Health;
 use crate::client::checkpoints::Checkpoints;
+use crate::client::{GroupMember, positions};
 use crate::clock::{self, Stop};
 use crate::commit::{Budget, Checkpoint, Commit, LIMIT, OffsetMap, Owner};
 use crate::config::{Delivery, JetStream};
@@ -37,6 +39,8 @@ use crate::record::PartitionId;
 const BATCH_BOUND: Duration = Duration::from_secs(8);
 /// How long the thread sleeps while nothing comes.
 const IDLE: Duration = Duration::from_millis(250);
+/// How often the group's positions follow the checkpoints.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// How long a stream that refuses batches is left alone.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,6 +49,9 @@ pub(crate) struct JetStreamSink {
     pub(crate) runtime: Handle,
     pub(crate) checkpoints: Arc<Checkpoints>,
     pub(crate) limits: JetStream,
+    /// Kafka's group, where records come from there: it gives out the partitions, and its positions follow the checkpoints
+    /// for those who watch them.
+    pub(crate) group: Option<Arc<dyn GroupMember>>,
     /// Where the source hears of partitions that another process has.
     pub(crate) lost: Sender<PartitionId>,
     pub(crate) health: Arc<Health>,
@@ -63,6 +70,7 @@ impl Sink for JetStreamSink {
             sink: *self,
             ledger,
             last_begin: None,
+            last_followed: now,
             last_progress: now,
             paused_until: None,
             records_max: MESSAGES_MAX,
@@ -79,6 +87,7 @@ struct Committer {
     sink: JetStreamSink,
     ledger: Ledger,
     last_begin: Option<Instant>,
+    last_followed: Instant,
     last_progress: Instant,
     /// The stream refuses batches until then.
     paused_until: Option<Instant>,
@@ -98,11 +107,15 @@ impl Committer {
                 self.transact()?;
             }
             if is_leaving {
+                // The next member's lag begins where this one's ended.
+                self.follow(true);
                 self.release_leaving();
                 self.ledger.forget_leaving();
             }
             self.tell_progress(clock::now());
+            self.follow(false);
             if (self.ledger.draining && self.ledger.in_flight() == 0) || self.sink.stop.overdue() {
+                self.follow(true);
                 let held = self.ledger.partitions.keys().copied().collect();
                 self.release(held);
                 return Ok(self.ledger.in_flight());
@@ -117,7 +130,7 @@ impl Committer {
         if let Some(until) = self.paused_until.filter(|until| now < *until) {
             return left(until).min(IDLE);
         }
-        let renewals = self.claims().map(|written| written + self.renewal()).min();
+        let renewals = self.claims().filter_map(|written| written.checked_add(self.renewal())).min();
         let renewal = renewals.map_or(IDLE, left).min(IDLE);
         if !self.ledger.is_news {
             return renewal;
@@ -126,8 +139,35 @@ impl Committer {
         due.map_or(Duration::ZERO, left).min(renewal)
     }
 
+    /// How long after its checkpoint a partition says that it is held. One of Kafka's group need not.
     fn renewal(&self) -> Duration {
-        self.sink.limits.lease / 3
+        if self.sink.group.is_some() { Duration::MAX } else { self.sink.limits.lease / 3 }
+    }
+
+    /// The group's positions follow the checkpoints, now and then: nothing starts at them, but lag is told by them.
+    fn follow(&mut self, is_end: bool) {
+        let Some(group) = &self.sink.group else { return };
+        let now = clock::now();
+        if !is_end && now.saturating_duration_since(self.last_followed) < FOLLOW_EVERY {
+            return;
+        }
+        self.last_followed = now;
+        let mut list = TopicPartitionList::new();
+        for Partition { topic, number, claim, .. } in self.ledger.partitions.values() {
+            if let Some(claim) = claim
+                && let Err(error) = positions::add_commit(&mut list, topic, *number, &claim.map)
+            {
+                tracing::debug!(%error, "a position is left out");
+            }
+        }
+        let done = match list.count() {
+            0 => Ok(()),
+            _ if is_end => group.commit(&list),
+            _ => group.commit_soon(&list),
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "the group's positions are behind");
+        }
     }
 
     fn claims(&self) -> impl Iterator<Item = Instant> {

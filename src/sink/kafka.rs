@@ -32,6 +32,7 @@ use super::ledger::{Ledger, Partition, Pending, Take};
 use super::producer::{Outgoing, ReplyProducer, TransactionError};
 use super::{Sink, SinkError, doubles_a_reply, drops_a_reply};
 use crate::admin::Health;
+use crate::client::acks::Acks;
 use crate::client::topics::TopicSettings;
 use crate::client::{BrokerWatch, ClientSettings, GroupMember, positions};
 use crate::clock::Stop;
@@ -48,7 +49,7 @@ const IDLE: Duration = Duration::from_millis(250);
 pub(crate) struct KafkaSink {
     pub(crate) settings: ClientSettings,
     pub(crate) limits: Kafka,
-    pub(crate) group: Arc<dyn GroupMember>,
+    pub(crate) told: Told,
     pub(crate) watch: Arc<BrokerWatch>,
     pub(crate) health: Arc<Health>,
     /// The name of this thread's producer at `/readyz`.
@@ -91,6 +92,24 @@ impl KafkaSink {
 
     fn not_ready(&self, reason: &str) {
         self.health.not_ready(&self.part, reason);
+    }
+}
+
+/// Who is told of records that are answered.
+#[derive(Clone)]
+pub(crate) enum Told {
+    /// The group, by its positions.
+    Group(Arc<dyn GroupMember>),
+    /// NATS' server, one by one.
+    Acks(Acks),
+}
+
+impl Told {
+    fn group(&self) -> Option<&Arc<dyn GroupMember>> {
+        match self {
+            Self::Group(group) => Some(group),
+            Self::Acks(_) => None,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! only when the listener has let the partition go; each assignment has its own [`PartitionId`]; what is committed of a
 //! partition is known before its first record is received, and a record that is committed is not received again.
 
+pub(crate) mod checkpoint;
 mod context;
 mod headers;
 mod idle;
@@ -22,6 +23,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 
+use self::checkpoint::CheckpointStarts;
 pub use self::context::GroupContext;
 use self::context::names;
 use self::headers::headers_of;
@@ -30,7 +32,7 @@ use super::{GroupListener, Source, SourceError};
 use crate::client::{BrokerWatch, ClientSettings};
 use crate::clock::{self, Stop};
 use crate::metrics::Metrics;
-use crate::record::{Message, Position};
+use crate::record::{Message, PartitionId, Position};
 
 /// How long a seek to the start of a partition may take before it is tried again.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +52,8 @@ pub struct KafkaSource {
     starting: Vec<Asked>,
     paused: bool,
     resumed: Instant,
+    /// Partitions whose checkpoints the sink found to be another's.
+    lost: Option<Receiver<PartitionId>>,
 }
 
 /// The consumer as the sink needs it too: for the group's metadata and the committed positions.
@@ -64,6 +68,7 @@ impl KafkaSource {
         watch: Arc<BrokerWatch>,
         metrics: Arc<Metrics>,
         stop: Arc<Stop>,
+        checkpoints: Option<CheckpointStarts>,
     ) -> Result<Self, SourceError> {
         let (ask, asked) = bounded(ASSIGNMENTS_MAX);
         let (answer, answers) = bounded(ASSIGNMENTS_MAX);
@@ -75,6 +80,7 @@ impl KafkaSource {
         let starter = Starter {
             consumer: Arc::clone(&consumer),
             limits: settings.limits().clone(),
+            checkpoints,
             stop,
             answers: answer,
             first_counts: HashMap::new(),
@@ -83,7 +89,7 @@ impl KafkaSource {
         let starter = thread.spawn(move || starter.run(&asked));
         let starter = starter.map_err(|error| SourceError::Fatal(format!("cannot start a thread: {error}")))?;
         let starter = Some(starter);
-        Ok(Self { consumer, answers, starter, starting: Vec::new(), paused: false, resumed: clock::now() })
+        Ok(Self { consumer, answers, starter, starting: Vec::new(), paused: false, resumed: clock::now(), lost: None })
     }
 
     /// The consumer, for the sink.
@@ -92,13 +98,32 @@ impl KafkaSource {
         Arc::clone(&self.consumer)
     }
 
+    /// Where the sink tells of partitions whose checkpoints are another's. Those that are this member's still are started
+    /// anew.
+    pub(crate) fn hear_losses(&mut self, lost: Receiver<PartitionId>) {
+        self.lost = Some(lost);
+    }
+
+    fn take_losses(&mut self) {
+        let context = self.consumer.context();
+        for id in self.lost.iter().flat_map(Receiver::try_iter) {
+            let Some(place) = context.place_of(id) else { continue };
+            tracing::warn!(partitions = ?names(&place), "another worker wrote the checkpoint; claiming the partition anew");
+            if let Err(error) = self.consumer.pause(&place) {
+                tracing::warn!(%error, "could not pause the input");
+            }
+            context.let_go(&place);
+            context.take(&place);
+        }
+    }
+
     /// Lets partitions flow whose start is known by now.
     fn start(&mut self) -> Result<(), SourceError> {
         let context = self.consumer.context();
         while let Ok(answer) = self.answers.try_recv() {
             match answer {
-                Answer::Start { asked, committed, lost } => {
-                    if context.begin(&asked, &committed) {
+                Answer::Start { asked, committed, lost, fence } => {
+                    if context.begin(&asked, &committed, fence) {
                         context.metrics.records_lost.inc_by(lost);
                         self.starting.push(asked);
                     }
@@ -214,6 +239,7 @@ impl Source for KafkaSource {
         if context.out_of_range.swap(false, Ordering::Relaxed) {
             self.start_over();
         }
+        self.take_losses();
         self.start()?;
         let context = self.consumer.context();
         let mut wait = if context.is_starting() { wait.min(STARTING_WAIT) } else { wait };

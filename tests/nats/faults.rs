@@ -59,7 +59,7 @@ pub(crate) fn zombie() {
         assert_eq!(first.metric("forebay_partitions_assigned"), 1, "{}", first.log());
         flow.wait_answered(&client, 100).await;
         let (fence, checkpoint) = flow.checkpoint(&client, 0).await;
-        assert_eq!(checkpoint["owner"], "second");
+        assert_eq!(checkpoint["owner"], "second-0");
         until("the first worker's letting go", || first.metric("forebay_partitions_assigned") == 0);
         let log = first.log();
         assert!(log.contains("wrong last sequence") && log.contains("the partition is held by another"), "{log}");

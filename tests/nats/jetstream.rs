@@ -14,7 +14,7 @@ pub(crate) fn flows() {
         flow.wait_answered(&client, 600).await;
         flow.wait_acknowledged(&client).await;
         flow.tally(&client, &higgs, 600).await.assert_exactly_once();
-        assert_eq!(flow.checkpoint(&client, 2).await.1["owner"], "w0");
+        assert_eq!(flow.checkpoint(&client, 2).await.1["owner"], "w0-0");
         assert_eq!(worker.terminate(), Some(0));
         let (_, checkpoint) = flow.checkpoint(&client, 2).await;
         assert_eq!((&checkpoint["owner"], &checkpoint["next"]), (&"".into(), &601.into()), "{checkpoint}");

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, Request, Subject};
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::super::inbox::{Event, Inbox};
@@ -14,15 +13,13 @@ use super::super::ledger::{Ledger, Pending};
 use super::batch::Outgoing;
 use super::{Committer, IDLE, REFUSED_PAUSE, SinkError};
 use crate::client::checkpoints::{Answer, ApiError};
-use crate::client::delivery;
+use crate::client::{acks, delivery};
 use crate::clock;
 use crate::commit::Budget;
 use crate::record::{ErrorCode, PartitionId, Reject};
 
 /// How long a stream may take to answer.
 const ANSWER_BOUND: Duration = Duration::from_secs(5);
-/// How often an acknowledgement is tried that is not confirmed; then the record comes again.
-const ACK_TRIES: usize = 3;
 /// "Message size exceeds maximum allowed".
 const TOO_LARGE: u32 = 10054;
 /// Most replies that are under way at once.
@@ -203,11 +200,6 @@ async fn settle(client: &Client, messages: Vec<(bool, Outgoing)>, ack: Option<Su
     let Some(ack) = ack else { return End::Done { duplicates, is_first: true } };
     let is_first = delivery::read(&ack).is_none_or(|delivery| delivery.count <= 1);
     fail::fail_point!("sink::acknowledge", |_| End::Done { duplicates, is_first });
-    for _ in 0..ACK_TRIES {
-        let request = Request::new().payload(Bytes::from_static(b"+ACK")).timeout(Some(ANSWER_BOUND));
-        if client.send_request(ack.clone(), request).await.is_ok() {
-            break;
-        }
-    }
+    acks::confirm(client, ack).await;
     End::Done { duplicates, is_first }
 }

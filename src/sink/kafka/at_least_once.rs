@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use async_nats::Subject;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rdkafka::TopicPartitionList;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -14,8 +15,8 @@ use super::super::inbox::{Event, Inbox};
 use super::super::ledger::{Pending, Take};
 use super::super::producer::{ReplyProducer, TransactionError, is_definite};
 use super::refused::{REFUSED_PAUSE, Refused};
-use super::{CALL_BOUND, Committer, IDLE, SinkError};
-use crate::client::{BATCH_BYTES, GroupMember};
+use super::{CALL_BOUND, Committer, IDLE, SinkError, Told};
+use crate::client::{BATCH_BYTES, delivery};
 use crate::clock;
 use crate::commit::Budget;
 use crate::record::PartitionId;
@@ -34,25 +35,48 @@ struct Sending {
     /// The route's own topic refuses replies until then.
     paused_until: Option<Instant>,
     /// What is being committed.
-    commits: Option<Take>,
+    commits: Option<Commits>,
     last_commit: Option<Instant>,
+}
+
+/// What the source is told of records whose replies have arrived.
+enum Commits {
+    /// The group's positions.
+    Positions(Take),
+    /// Records of NATS, acknowledged one by one.
+    Acks(Vec<(PartitionId, i64)>),
+}
+
+/// The same, as the source takes it.
+enum Job {
+    Positions(TopicPartitionList),
+    Acks(Vec<Subject>),
 }
 
 /// A thread that waits for the broker in this one's stead: a commit takes milliseconds, in which replies go out.
 struct CommitThread {
-    jobs: Option<Sender<TopicPartitionList>>,
+    jobs: Option<Sender<Job>>,
     results: Receiver<KafkaResult<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl CommitThread {
-    fn start(group: Arc<dyn GroupMember>, inbox: Arc<Inbox>, shard: u32) -> std::io::Result<Self> {
-        let (jobs, todo) = bounded::<TopicPartitionList>(1);
+    fn start(told: Told, inbox: Arc<Inbox>, shard: u32) -> std::io::Result<Self> {
+        let (jobs, todo) = bounded::<Job>(1);
         let (done, results) = bounded(1);
         let thread = Builder::new().name(format!("forebay-commit-{shard}")).spawn(move || {
-            for positions in todo {
+            for job in todo {
+                let result = match (job, &told) {
+                    (Job::Positions(positions), Told::Group(group)) => group.commit(&positions),
+                    (Job::Acks(subjects), Told::Acks(acks)) => {
+                        acks.acknowledge(subjects);
+                        Ok(())
+                    }
+                    // Each has the jobs of its own kind.
+                    _ => Ok(()),
+                };
                 // Who asked may have gone.
-                let _ = done.send(group.commit(&positions));
+                let _ = done.send(result);
                 inbox.send(Event::Look);
             }
         })?;
@@ -60,9 +84,9 @@ impl CommitThread {
     }
 
     /// Only when the result of the one before was taken.
-    fn commit(&self, positions: TopicPartitionList) {
+    fn commit(&self, job: Job) {
         if let Some(jobs) = &self.jobs {
-            let _ = jobs.send(positions);
+            let _ = jobs.send(job);
         }
     }
 }
@@ -106,6 +130,9 @@ impl Sending {
 
 impl Committer {
     pub(super) fn run_at_least_once(&mut self) -> Result<usize, SinkError> {
+        if let Told::Acks(_) = self.sink.told {
+            self.ledger.share();
+        }
         let mut producer = self.new_producer(true)?;
         if !self.topics_exist(&producer) {
             return Ok(self.ledger.in_flight());
@@ -115,11 +142,8 @@ impl Committer {
             producer = self.new_producer(true)?;
         }
         self.sink.ready();
-        let thread = CommitThread::start(
-            Arc::clone(&self.sink.group),
-            Arc::clone(&self.ledger.inbox),
-            self.sink.settings.shard(),
-        );
+        let thread =
+            CommitThread::start(self.sink.told.clone(), Arc::clone(&self.ledger.inbox), self.sink.settings.shard());
         let thread = thread.map_err(|error| SinkError::Fatal(format!("cannot start a thread: {error}")))?;
         let mut sending = Sending::default();
         loop {
@@ -135,6 +159,10 @@ impl Committer {
                 producer = self.replace(producer, &mut sending, &error)?;
             }
             self.commit_answered(&thread, &mut sending)?;
+            if let Told::Acks(acks) = &mut self.sink.told {
+                let waiting = self.ledger.partitions.values().flat_map(|partition| partition.acks.values());
+                acks.tell_progress(clock::now(), waiting);
+            }
             if !self.ledger.leaving.is_empty() {
                 self.settle(&producer, &thread, &mut sending)?;
                 self.forget_leaving();
@@ -331,21 +359,53 @@ impl Committer {
 
     /// Returns whether there was something to commit.
     fn start_commit(&mut self, thread: &CommitThread, sending: &mut Sending) -> Result<bool, SinkError> {
+        if let Told::Acks(_) = self.sink.told {
+            return Ok(self.start_acks(thread, sending));
+        }
         let commits = self.answered();
         if commits.is_empty() || self.ledger.inbox.losses() != self.ledger.losses {
             return Ok(false);
         }
         let positions = self.positions_of(&commits).map_err(|error| SinkError::Fatal(error.to_string()))?;
-        thread.commit(positions);
-        sending.commits = Some(commits);
+        thread.commit(Job::Positions(positions));
+        sending.commits = Some(Commits::Positions(commits));
         Ok(true)
     }
 
+    /// Returns whether there was something to acknowledge.
+    fn start_acks(&mut self, thread: &CommitThread, sending: &mut Sending) -> bool {
+        let (mut places, mut subjects) = (Vec::new(), Vec::new());
+        for (id, partition) in &self.ledger.partitions {
+            for offset in partition.tracker.answered_offsets() {
+                places.push((*id, offset));
+                let ack = partition.acks.get(&offset);
+                let is_first = ack.and_then(|ack| delivery::read(ack)).is_none_or(|delivery| delivery.count <= 1);
+                if !is_first {
+                    // Kafka knows no ids: the reply that went out before the redelivery may be there too.
+                    self.ledger.metrics.replies_maybe_doubled.inc();
+                }
+                subjects.extend(ack.cloned());
+            }
+        }
+        if places.is_empty() {
+            return false;
+        }
+        thread.commit(Job::Acks(subjects));
+        sending.commits = Some(Commits::Acks(places));
+        true
+    }
+
     fn commit_ended(&mut self, sending: &mut Sending, done: KafkaResult<()>) -> Result<(), SinkError> {
-        let commits = sending.commits.take().unwrap_or_default();
-        match done {
-            Ok(()) => self.commit(&commits),
-            Err(error) => self.commit_failed(&error)?,
+        match (sending.commits.take(), done) {
+            (Some(Commits::Positions(commits)), Ok(())) => self.commit(&commits),
+            (Some(Commits::Acks(places)), Ok(())) => {
+                for (id, offset) in places {
+                    self.ledger.settled(id, offset);
+                }
+                self.ledger.metrics.commits.inc();
+            }
+            (_, Err(error)) => self.commit_failed(&error)?,
+            (None, Ok(())) => {}
         }
         self.ledger.is_news = true;
         Ok(())

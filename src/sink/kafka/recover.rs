@@ -148,8 +148,9 @@ impl Committer {
         if asked.count() == 0 {
             return Ok(true);
         }
+        let Some(group) = self.sink.told.group() else { return Ok(true) };
         let committed = loop {
-            match self.sink.group.committed(asked.clone(), Duration::from_secs(5)) {
+            match group.committed(asked.clone(), Duration::from_secs(5)) {
                 Ok(committed) => break committed,
                 Err(_) if self.sink.stop.overdue() => return Ok(false),
                 Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {

@@ -129,7 +129,7 @@ impl Committer {
         fail::fail_point!("sink::begin");
         let start = clock::now();
         producer.begin()?;
-        let group = self.sink.group.metadata();
+        let group = self.sink.told.group().and_then(|group| group.metadata());
         let group = group.ok_or_else(|| TransactionError::Connection("the consumer has left its group".to_owned()))?;
         fail::fail_point!("sink::metadata_taken");
         if self.ledger.inbox.losses() != self.ledger.losses {

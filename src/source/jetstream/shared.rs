@@ -81,11 +81,11 @@ impl Shared {
             self.checkpoints.look_up_shared().await?;
             *streams = self.streams().await?;
             *missing = Some(streams.clone());
-            let names: Vec<&str> = streams.iter().map(|(stream, _)| stream.as_str()).collect();
-            tracing::info!(
-                streams = ?names,
-                "replies go out by themselves: at least once, and once within the duplicate window of their stream"
-            );
+            if self.checkpoints.has_replies() {
+                tracing::info!(
+                    "replies go out by themselves: at least once, and once within the duplicate window of their stream"
+                );
+            }
             let _ = self.news.send(News::Joined).await;
         }
         while let Some((stream, filters)) = missing.as_ref().and_then(|missing| missing.first()).cloned() {

@@ -24,7 +24,7 @@ use crate::client::{self, BrokerWatch, GroupMember};
 use crate::clock;
 use crate::commit::OffsetMap;
 use crate::metrics::Metrics;
-use crate::record::{AssignedPartition, PartitionId};
+use crate::record::{AssignedPartition, Fence, PartitionId};
 
 #[derive(Clone, Debug)]
 struct Owned {
@@ -134,21 +134,24 @@ impl GroupContext {
     }
 
     /// What is committed of a partition is known: it belongs to the listener from here on. Not when it went meanwhile.
-    pub(super) fn begin(&self, asked: &Asked, committed: &OffsetMap) -> bool {
+    pub(super) fn begin(&self, asked: &Asked, committed: &OffsetMap, fence: Option<Fence>) -> bool {
         let mut table = self.table.lock();
         let Some(owned) = table.iter_mut().find(|owned| owned.id == asked.id) else { return false };
         let done = (committed.end() > committed.base()).then(|| committed.clone());
         owned.flow = Flow::Started { next: committed.base(), done, since: clock::now() };
         drop(table);
         let Asked { id, topic, number } = asked.clone();
-        self.listener.assigned(vec![AssignedPartition {
-            id,
-            topic,
-            number,
-            committed: committed.clone(),
-            fence: None,
-        }]);
+        self.listener.assigned(vec![AssignedPartition { id, topic, number, committed: committed.clone(), fence }]);
         true
+    }
+
+    /// The partition of an assignment that still stands.
+    pub(super) fn place_of(&self, id: PartitionId) -> Option<TopicPartitionList> {
+        let table = self.table.lock();
+        let owned = table.iter().find(|owned| owned.id == id)?;
+        let mut place = TopicPartitionList::new();
+        place.add_partition(&owned.topic, owned.number);
+        Some(place)
     }
 
     pub(super) fn stop(&self, id: PartitionId) {
@@ -249,6 +252,10 @@ impl GroupMember for GroupConsumer {
 
     fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()> {
         Consumer::commit(self, positions, CommitMode::Sync)
+    }
+
+    fn commit_soon(&self, positions: &TopicPartitionList) -> KafkaResult<()> {
+        Consumer::commit(self, positions, CommitMode::Async)
     }
 }
 

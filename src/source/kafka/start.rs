@@ -10,12 +10,13 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
+use super::checkpoint::{CheckpointStarts, Known};
 use super::{GroupConsumer, SourceError, not_authorised};
 use crate::client::positions::{self, Committed};
 use crate::clock::Stop;
 use crate::commit::{OffsetMap, Reading};
 use crate::config::{Kafka, OnBadPosition, StartPosition};
-use crate::record::PartitionId;
+use crate::record::{Fence, PartitionId};
 
 /// How long one question to the broker may take; it is asked again until answered.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,7 +37,7 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) enum Answer {
     /// It starts here.
-    Start { asked: Asked, committed: OffsetMap, lost: u64 },
+    Start { asked: Asked, committed: OffsetMap, lost: u64, fence: Option<Fence> },
     /// It must not be read until somebody has looked.
     Stop { asked: Asked, reason: String },
     /// The worker cannot go on.
@@ -47,6 +48,8 @@ pub(super) enum Answer {
 pub(super) struct Starter {
     pub(super) consumer: Arc<GroupConsumer>,
     pub(super) limits: Kafka,
+    /// Where positions are not the group's own.
+    pub(super) checkpoints: Option<CheckpointStarts>,
     pub(super) stop: Arc<Stop>,
     pub(super) answers: Sender<Answer>,
     /// Partitions of each topic when it was first seen: those beyond were added while this worker ran.
@@ -133,9 +136,10 @@ impl Starter {
             let is = |asked: &Asked| asked.topic == committed.topic && asked.number == committed.number;
             let Some(index) = pending.iter().position(is) else { continue };
             let bounds = self.consumer.fetch_watermarks(&committed.topic, committed.number, timeout)?;
-            let answer = self.start(pending[index].clone(), &committed, bounds)?;
+            let Some(answer) = self.answer_one(pending[index].clone(), &committed, bounds)? else { continue };
             if let Answer::Start { asked, committed: map, .. } = &answer
                 && Some(map.base()) != committed.position
+                && self.checkpoints.is_none()
             {
                 // Else a crash before the first commit would start a "latest" group at a later end, past unread records.
                 let mut first = TopicPartitionList::new();
@@ -148,23 +152,48 @@ impl Starter {
         refused.into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn start(&mut self, asked: Asked, committed: &Committed, (low, high): (i64, i64)) -> KafkaResult<Answer> {
+    /// Nothing when it must be asked again.
+    fn answer_one(&mut self, asked: Asked, committed: &Committed, bounds: (i64, i64)) -> KafkaResult<Option<Answer>> {
+        let Some(checkpoints) = &self.checkpoints else {
+            return self.start(asked, committed, bounds).map(Some);
+        };
+        let (known, sequence) = match checkpoints.read(&asked, committed) {
+            None => return Ok(None),
+            Some(Known::Otherwise(answer)) => return Ok(Some(answer)),
+            Some(Known::Map(known, sequence)) => (known, sequence),
+        };
+        let answer = match known {
+            Some(map) => self.within(asked, &map, bounds),
+            None => self.first_start(asked, bounds)?,
+        };
+        let Answer::Start { asked, committed, lost, .. } = answer else { return Ok(Some(answer)) };
+        let fence = self.checkpoints.as_ref().and_then(|starts| starts.claim(&asked, &committed, sequence));
+        Ok(fence.map(|fence| Answer::Start { asked, committed, lost, fence: Some(fence) }))
+    }
+
+    /// Where a partition without a position starts.
+    fn first_start(&mut self, asked: Asked, (low, high): (i64, i64)) -> KafkaResult<Answer> {
+        let Asked { topic, number, .. } = &asked;
+        let added = *number >= self.first_count(topic)?;
+        let start = match self.limits.start {
+            // What was written to it before this worker knew of it is new to the group too.
+            _ if added => low,
+            StartPosition::Earliest => low,
+            StartPosition::Latest => high,
+            StartPosition::Error => {
+                return Ok(Answer::Fail(SourceError::Fatal(format!(
+                    "the group has no committed position for {topic}/{number}; set kafka.start to \"earliest\" or \"latest\""
+                ))));
+            }
+        };
+        Ok(Answer::Start { asked, committed: OffsetMap::empty(start), lost: 0, fence: None })
+    }
+
+    fn start(&mut self, asked: Asked, committed: &Committed, bounds: (i64, i64)) -> KafkaResult<Answer> {
         let Asked { topic, number, .. } = &asked;
         let place = format!("{topic}/{number}");
         let Some(position) = committed.position else {
-            let added = *number >= self.first_count(topic)?;
-            let start = match self.limits.start {
-                // What was written to it before this worker knew of it is new to the group too.
-                _ if added => low,
-                StartPosition::Earliest => low,
-                StartPosition::Latest => high,
-                StartPosition::Error => {
-                    return Ok(Answer::Fail(SourceError::Fatal(format!(
-                        "the group has no committed position for {place}; set kafka.start to \"earliest\" or \"latest\""
-                    ))));
-                }
-            };
-            return Ok(Answer::Start { asked, committed: OffsetMap::empty(start), lost: 0 });
+            return self.first_start(asked, bounds);
         };
         let map = match committed.read(position) {
             Reading::Nothing => OffsetMap::empty(position),
@@ -210,6 +239,13 @@ impl Starter {
                 ))));
             }
         };
+        Ok(self.within(asked, &map, bounds))
+    }
+
+    /// Holds a position against what the topic has.
+    fn within(&self, asked: Asked, map: &OffsetMap, (low, high): (i64, i64)) -> Answer {
+        let Asked { topic, number, .. } = &asked;
+        let (place, position) = (format!("{topic}/{number}"), map.base());
         if map.end().max(position) > high {
             if self.limits.on_bad_position == OnBadPosition::Continue {
                 tracing::error!(
@@ -219,20 +255,20 @@ impl Starter {
                     end = high,
                     "the position lies past the topic's end; going on at the end, as kafka.on_bad_position says"
                 );
-                return Ok(Answer::Start { asked, committed: OffsetMap::empty(high), lost: 0 });
+                return Answer::Start { asked, committed: OffsetMap::empty(high), lost: 0, fence: None };
             }
             let reason = format!(
                 "the group's position {position} in {place} lies past its end {high}: the topic was truncated or recreated. Set \
                  kafka.on_bad_position = \"continue\" to go on at the end, or reset the group's offsets"
             );
-            return Ok(Answer::Stop { asked, reason });
+            return Answer::Stop { asked, reason };
         }
         let (committed, gone, beyond) = map.raised_to(low);
         let lost = gone + beyond;
         if lost > 0 {
             tracing::error!(topic, partition = number, lost, "retention removed records before they were read");
         }
-        Ok(Answer::Start { asked, committed, lost })
+        Answer::Start { asked, committed, lost, fence: None }
     }
 
     fn first_count(&mut self, topic: &str) -> KafkaResult<i32> {
