@@ -40,6 +40,9 @@ pub use self::snapshot::{
 use crate::clock;
 use crate::record::{ErrorCode, Priority};
 
+/// What may come of a change of a model's version.
+const CHANGE_OUTCOMES: [&str; 2] = ["changed", "refused"];
+
 /// The worker's counters, gauges and histograms.
 #[derive(Debug)]
 pub struct Metrics {
@@ -283,7 +286,13 @@ impl Metrics {
         if let Some(model) = self.models.read().get(name) {
             return Arc::clone(model);
         }
-        let new = || Arc::new(ModelMetrics::new(self.requests_scored.with_label_values(&[name])));
+        let new = || {
+            // So that both are there, at 0, before the first: an alert on an increase sees none where there was nothing.
+            for outcome in CHANGE_OUTCOMES {
+                let _ = self.model_changes.with_label_values(&[name, outcome]);
+            }
+            Arc::new(ModelMetrics::new(self.requests_scored.with_label_values(&[name])))
+        };
         Arc::clone(self.models.write().entry(name.to_owned()).or_insert_with(new))
     }
 
@@ -295,7 +304,7 @@ impl Metrics {
 
     /// A model's version was changed, or should have been.
     pub fn model_change(&self, model: &str, changed: bool) {
-        self.model_changes.with_label_values(&[model, if changed { "changed" } else { "refused" }]).inc();
+        self.model_changes.with_label_values(&[model, CHANGE_OUTCOMES[usize::from(!changed)]]).inc();
     }
 
     /// A request ended in an error. The model's name is empty when it never came to one.
