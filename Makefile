@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-overload fuzz bench bench-forest bench-cache bench-batch bench-submit bench-python bench-check check
+.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-faults test-overload fuzz bench bench-forest bench-cache bench-batch bench-jetstream bench-service bench-submit bench-python bench-check check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ test-kills: setup $(INDEXES) ## Kill workers 20 times over 100,000 records, and 
 	FOREBAY_KILLS=20 $(CARGO) test $(BUILD) --features failpoints --test kafka -- --test-threads 1 killed_at_random
 	FOREBAY_RATE=20000 $(CARGO) test $(BUILD) --features failpoints --test kafka -- --test-threads 1 slow_record
 
+test-faults: setup $(INDEXES) ## Each fault of JetStream 20 times over; ROW=words of a test's name runs that one
+	FOREBAY_RUNS=20 FOREBAY_KILLS=20 $(CARGO) test $(BUILD) --features failpoints --test nats -- --test-threads 1 $(ROW)
+
 test-overload: setup $(INDEXES) ## Send a worker twice what it can score, for 60 s
 	FOREBAY_OVERLOAD_S=60 $(CARGO) test $(BUILD) --features failpoints --test kafka -- --test-threads 1 --nocapture twice_the_load
 
@@ -80,6 +83,12 @@ bench-forest: build ## Measure the compiled forest beside every library that sco
 bench-cache: build ## Measure a lookup in the result cache beside scoring the row, and beside another cache
 	@tests/setup/bench
 	$(CARGO) bench --locked --bench cache
+
+bench-jetstream: setup build $(INDEXES) ## Measure records of JetStream beside a bare loop of pull, publish and acknowledge
+	$(CARGO) bench --locked --bench jetstream
+
+bench-service: setup build ## Measure requests of NATS clients beside a bare echo service on the same server
+	$(CARGO) bench --locked --bench service
 
 # Simulated time: it may run beside other work.
 bench-batch: build ## Simulate the batcher's rules beside Triton's and plain ones; JSON=1 prints JSON; half a minute

@@ -73,8 +73,10 @@ pub struct AssignedPartition {
 pub struct Fence {
     /// Its sequence.
     pub sequence: u64,
-    /// When the stream of the records was created, or the topic's id.
+    /// When the stream of the records was created; empty for a topic of Kafka.
     pub created: String,
+    /// The subjects of the records, sorted; none for a topic of Kafka.
+    pub subjects: Vec<String>,
 }
 
 /// A record as received, borrowed from the source's own memory.

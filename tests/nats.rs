@@ -17,6 +17,8 @@ mod kills;
 mod log_in;
 #[path = "nats/service.rs"]
 mod service;
+#[path = "nats/steps.rs"]
+mod steps;
 mod support;
 #[path = "nats/tls.rs"]
 mod tls;
@@ -63,14 +65,19 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials()).exit_code()
 }
 
+fn trial(name: &str, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
+/// With `FOREBAY_RUNS` set the faults alone, each so often; `FOREBAY_KILLS` is then how often each of the others strikes.
 fn trials() -> Vec<Trial> {
-    let trial = |name: &str, test: fn()| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    vec![
+    if let Ok(runs) = std::env::var("FOREBAY_RUNS") {
+        return faults(runs.parse().unwrap());
+    }
+    let mut trials = vec![
         trial("an_atomic_batch_is_there_as_a_whole_or_not_at_all", batches::whole_or_not_at_all),
         trial("a_stale_fence_refuses_a_whole_batch", batches::stale_fence),
         trial("a_server_that_was_killed_has_its_stream", batches::killed),
@@ -89,18 +96,8 @@ fn trials() -> Vec<Trial> {
         trial("encryption_before_the_first_word", tls::first),
         trial("records_of_a_stream_are_answered_once", jetstream::flows),
         trial("three_workers_share_partitions", jetstream::three_workers),
-        trial("a_stale_holder_of_a_partition_is_refused", faults::zombie),
-        trial("a_worker_that_stood_still_doubles_nothing", faults::stopped_and_continued),
-        trial("lost_acknowledgements_double_nothing", faults::lost_acknowledgements),
-        trial("a_slow_record_does_not_come_again", faults::slow_head),
-        trial("a_stream_that_is_made_anew_starts_anew", faults::stream_recreated),
-        trial("a_checkpoint_that_is_gone_stops_its_partition", faults::checkpoint_evicted),
-        trial("past_the_duplicate_window", faults::duplicate_window),
-        trial("workers_share_a_consumer", faults::shared_consumer),
         trial("streams_that_cannot_hold_the_promise_are_refused", faults::set_up_checks),
         trial("replies_go_where_the_request_says_if_the_stream_takes_that", faults::addresses),
-        trial("workers_killed_at_random_lose_and_double_nothing", kills::workers),
-        trial("a_server_killed_at_random_loses_and_doubles_nothing", kills::server),
         trial("killed_workers_that_lie_are_seen", kills::liars),
         trial("a_service_is_discovered", service::discovered),
         trial("a_service_scores_as_the_library_does", service::scores),
@@ -110,5 +107,39 @@ fn trials() -> Vec<Trial> {
         trial("workers_share_the_requests", service::shared),
         trial("a_service_outlives_its_server", service::server_killed),
         trial("a_service_drains_without_a_lost_request", service::drained),
+    ];
+    trials.extend(faults(1));
+    trials
+}
+
+/// The fault rows of JetStream.
+fn faults(runs: usize) -> Vec<Trial> {
+    let again = |name: &'static str, test: fn()| {
+        Trial::test(name, move || {
+            for run in 1..=runs {
+                test();
+                if runs > 1 {
+                    println!("{name}: {run} of {runs}");
+                }
+            }
+            Ok(())
+        })
+    };
+    vec![
+        again("a_stale_holder_of_a_partition_is_refused", faults::zombie),
+        again("a_stale_holder_without_a_fence_doubles", steps::zombie_unfenced),
+        again("a_worker_killed_at_each_step_doubles_nothing", steps::killed_at_each),
+        again("an_answer_that_is_lost_doubles_nothing", steps::lost_answer),
+        again("an_answer_that_is_lost_without_a_fence_doubles", steps::lost_answer_unfenced),
+        again("lost_acknowledgements_double_nothing", faults::lost_acknowledgements),
+        again("a_slow_record_does_not_come_again", faults::slow_head),
+        again("a_stream_that_is_made_anew_starts_anew", faults::stream_recreated),
+        again("a_checkpoint_that_is_gone_stops_its_partition", faults::checkpoint_evicted),
+        again("past_the_duplicate_window", faults::duplicate_window),
+        again("workers_share_a_consumer", faults::shared_consumer),
+        trial("a_worker_that_stood_still_doubles_nothing", faults::stopped_and_continued),
+        trial("connections_that_are_cut_lose_and_double_nothing", steps::connections_cut),
+        trial("workers_killed_at_random_lose_and_double_nothing", kills::workers),
+        trial("a_server_killed_at_random_loses_and_doubles_nothing", kills::server),
     ]
 }

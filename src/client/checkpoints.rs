@@ -15,6 +15,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::commit::{Checkpoint, OffsetMap, Owner};
+use crate::record::Fence;
 
 /// Servers before it have no atomic batches.
 const SERVER: (u64, u64) = (2, 12);
@@ -197,25 +198,24 @@ impl Checkpoints {
         (self.subject(&checkpoint.source, checkpoint.partition), headers, checkpoint.encode().into())
     }
 
-    /// Says that this worker holds a partition from now on. Returns the checkpoint's sequence, or nothing when somebody
-    /// else was first.
+    /// Says that this worker holds a partition from now on, behind the checkpoint that was read. Returns the new one's
+    /// sequence, or nothing when somebody else was first.
     pub(crate) async fn claim(
         &self,
-        source: &str,
-        number: i32,
-        created: &str,
+        (source, number): (&str, i32),
+        fence: &Fence,
         map: &OffsetMap,
-        fence: u64,
     ) -> Result<Option<u64>, NatsFault> {
         let checkpoint = Checkpoint {
             source: source.to_owned(),
-            created: created.to_owned(),
+            created: fence.created.clone(),
+            subjects: fence.subjects.clone(),
             partition: number,
             map: map.clone(),
             owner: Some(self.owner.clone()),
         };
         let (subject, mut headers, payload) = self.message(&checkpoint);
-        headers.insert("Nats-Expected-Last-Subject-Sequence", fence.to_string());
+        headers.insert("Nats-Expected-Last-Subject-Sequence", fence.sequence.to_string());
         let request = async_nats::Request::new().headers(headers).payload(payload).timeout(Some(QUESTION_BOUND));
         let answer = self.client.send_request(subject, request).await.map_err(NatsFault::later)?;
         let answer: Answer = serde_json::from_slice(&answer.payload).map_err(NatsFault::later)?;

@@ -5,7 +5,7 @@
 //! last message there is the one that its writer knows: so of two that believe to hold a partition, one is refused.
 //!
 //! ```json
-//! {"forebay":1,"source":"FEATURES","created":"2026-11-24T00:00:00Z","partition":0,
+//! {"forebay":1,"source":"FEATURES","created":"2026-11-24T00:00:00Z","subjects":["features.0"],"partition":0,
 //!  "next":1042,"done":"fbm1:…","owner":"worker-0","run":"9f…"}
 //! ```
 //!
@@ -25,8 +25,10 @@ const VERSION: u32 = 1;
 pub struct Checkpoint {
     /// The stream or topic that the records come from.
     pub source: String,
-    /// When that was created, or its id: a stream of the same name that was made anew has other records.
+    /// When that stream was created: one of the same name that was made anew has other records. Empty for a topic of Kafka.
     pub created: String,
+    /// The subjects whose records are meant, sorted: below the position no others were looked at. None for a topic of Kafka.
+    pub subjects: Vec<String>,
     /// The partition's number.
     pub partition: i32,
     /// What is done.
@@ -63,6 +65,8 @@ struct Wire {
     forebay: u32,
     source: String,
     created: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    subjects: Vec<String>,
     partition: i32,
     next: i64,
     #[serde(default)]
@@ -85,6 +89,7 @@ impl Checkpoint {
             forebay: VERSION,
             source: self.source.clone(),
             created: self.created.clone(),
+            subjects: self.subjects.clone(),
             partition: self.partition,
             next: self.map.base(),
             done: self.map.encode(&self.source, self.partition),
@@ -122,7 +127,8 @@ impl Checkpoint {
         };
         let owner = Some(wire.owner).filter(|owner| !owner.is_empty());
         let owner = owner.map(|instance| Owner { instance, run: wire.run });
-        Ok(Self { source: wire.source, created: wire.created, partition, map, owner })
+        let Wire { source, created, subjects, .. } = wire;
+        Ok(Self { source, created, subjects, partition, map, owner })
     }
 }
 
@@ -137,6 +143,7 @@ mod tests {
         Checkpoint {
             source: "FEATURES".to_owned(),
             created: "2026-11-24T00:00:00Z".to_owned(),
+            subjects: vec!["features.3".to_owned()],
             partition: 3,
             map: OffsetMap::new(base, end, open),
             owner: owner.map(|instance| Owner { instance: instance.to_owned(), run: "r1".to_owned() }),
@@ -160,7 +167,7 @@ mod tests {
             let read = Checkpoint::read(&written.encode(), "FEATURES", 3).unwrap();
             prop_assert!((base..at + 10).all(|offset| read.map.is_done(offset) == written.map.is_done(offset)));
             prop_assert_eq!(read.owner, written.owner);
-            prop_assert_eq!((read.created, read.map.base()), (written.created, base));
+            prop_assert_eq!((read.created, read.subjects, read.map.base()), (written.created, written.subjects, base));
         }
 
         #[test]

@@ -9,7 +9,7 @@ use forebay::clock;
 use forebay::model::{self, LoadOptions, ModelBytes, Rows, Values};
 
 use crate::stream::Stream;
-use crate::subject::task_cpu_us;
+use crate::cpu::task_cpu_us;
 
 const LONG_ENOUGH: Duration = Duration::from_millis(400);
 

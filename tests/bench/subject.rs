@@ -12,12 +12,11 @@ use clap::ValueEnum;
 use forebay::clock;
 use serde_json::json;
 
+use crate::cpu::{process_cpu_us, task_cpu_us};
 use crate::clients::{CONSUMER, CONSUMER_OF_A_LOOP, MODEL, PRODUCER};
 use crate::ledger::Answer;
 use crate::stream::{Format, NO_WORK};
 
-/// Clock ticks a second in `/proc/<pid>/stat`: part of the kernel's interface.
-const TICKS_PER_S: f64 = 100.0;
 /// Of the latency phases, records a second, where the subject can do twice that. At the second one each record is alone.
 pub(crate) const LATENCY_RATES: [f64; 2] = [1000.0, 20.0];
 const LEAVE_BOUND: Duration = Duration::from_secs(25);
@@ -338,19 +337,4 @@ fn family(pid: u32) -> Vec<u32> {
 fn tasks(pid: u32) -> Vec<PathBuf> {
     let folder = fs::read_dir(format!("/proc/{pid}/task"));
     folder.map(|tasks| tasks.filter_map(|task| Some(task.ok()?.path())).collect()).unwrap_or_default()
-}
-
-/// Of all its threads, those that ended too.
-fn process_cpu_us(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything: the state, then the fields from the fourth on.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
-    Some(ticks / TICKS_PER_S * 1e6)
-}
-
-/// Of one thread; its folder in `/proc`.
-pub(crate) fn task_cpu_us(task: &Path) -> Option<f64> {
-    let schedstat = fs::read_to_string(task.join("schedstat")).ok()?;
-    Some(schedstat.split_whitespace().next()?.parse::<f64>().ok()? / 1e3)
 }

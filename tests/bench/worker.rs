@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "it is a program")]
 
 mod clients;
+mod cpu;
 mod forest;
 mod ledger;
 mod lines;

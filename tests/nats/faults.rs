@@ -92,7 +92,7 @@ pub(crate) fn stopped_and_continued() {
         workers.iter_mut().for_each(Worker::wait_ready);
         until("two partitions each", || held(&workers) == [2, 2]);
         let mut sent = 0;
-        for round in 0..crate::support::stream::env_or("FOREBAY_ROUNDS", 2) {
+        for round in 0..crate::support::stream::env_or("FOREBAY_KILLS", 2) {
             let (one, other) = (&workers[round % 2], &workers[(round + 1) % 2]);
             flow.send(&client, &higgs, sent..sent + 200).await;
             one.signal("-STOP");
@@ -312,7 +312,15 @@ pub(crate) fn set_up_checks() {
         flow.create(&client).await;
         worker.wait_ready();
         assert!(worker.log().contains("exactly once"), "it says which of the two it gives");
+        until("the claim", || held(std::slice::from_ref(&worker)) == [1]);
         assert_eq!(worker.terminate(), Some(0));
+
+        // A checkpoint says nothing of records that its partition did not read.
+        let toml = Flow { partitions: 2, ..flow }.toml(&nats);
+        let mut worker = Worker::start(&toml, "w", "");
+        assert_eq!(worker.wait_exit(), Some(1), "{}", worker.log());
+        let words = "is for the subjects [later-in.*], and the routes read [later-in.0] there";
+        assert!(worker.log().contains(words), "{}", worker.log());
     });
 }
 

@@ -1,6 +1,6 @@
 //! A stream of `JetStream` that flows while its workers or its server are killed: nothing lost, doubled or wrong.
 //! `FOREBAY_KILLS` sets the number of kills of a run (and with it the records), `FOREBAY_SEED` repeats one;
-//! `make test-faults-nats` is the long one.
+//! `make test-faults` is the long one.
 
 use std::time::Duration;
 

@@ -8,6 +8,7 @@ pub mod checks;
 pub mod group;
 pub mod jetstream;
 pub mod nats;
+pub mod proxy;
 pub mod raw;
 pub mod stream;
 

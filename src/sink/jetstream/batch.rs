@@ -54,7 +54,7 @@ pub(super) async fn publish(
         let Outgoing { subject, mut headers, payload, fence } = message;
         headers.insert("Nats-Batch-Id", id);
         headers.insert("Nats-Batch-Sequence", number.to_string());
-        if let Some(fence) = fence {
+        if let Some(fence) = fence.filter(|_| !is_unfenced()) {
             headers.insert("Nats-Expected-Last-Subject-Sequence", fence.to_string());
         }
         if number < count {
@@ -68,6 +68,12 @@ pub(super) async fn publish(
         return read(&answer.payload);
     }
     Err(BatchError::Refused("it holds no message".to_owned()))
+}
+
+/// A fail point that takes the guard away: the tests must see it missing.
+fn is_unfenced() -> bool {
+    fail::fail_point!("sink::unfenced", |_| true);
+    false
 }
 
 fn read(answer: &[u8]) -> Result<u64, BatchError> {

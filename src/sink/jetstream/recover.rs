@@ -59,6 +59,10 @@ impl Committer {
 
     /// Reads the checkpoints of a batch until the server has told them all.
     fn read_back(&mut self, take: &Take) -> Result<(), SinkError> {
+        fail::fail_point!("sink::read_back", |_| {
+            self.ledger.untake();
+            Ok(())
+        });
         for (id, _) in take {
             while !self.read_one(*id)? {
                 if self.sink.stop.overdue() {

@@ -210,6 +210,7 @@ impl Claims {
                 }
             }
         }
+        partitions.iter_mut().for_each(|partition| partition.filters.sort());
         let mut streams: Vec<&str> = partitions.iter().map(|partition| &*partition.place.stream).collect();
         streams.dedup();
         for stream in streams {
@@ -284,6 +285,9 @@ impl Claims {
     ) -> Result<(State, Option<Box<Claimed>>), NatsFault> {
         let Place { stream, number } = &partition.place;
         let (sequence, checkpoint) = self.checkpoints.read(stream, *number).await?;
+        if let Some(checkpoint) = &checkpoint {
+            same_subjects(partition, &checkpoint.subjects)?;
+        }
         let now = clock::now();
         let since = seen.filter(|(last, _)| *last == sequence).map_or(now, |(_, since)| since);
         let waited = now.saturating_duration_since(since);
@@ -352,7 +356,8 @@ impl Claims {
                 Err(stopped) => return Ok(stopped),
             },
         };
-        let Some(fence) = self.checkpoints.claim(name, *number, &created, &map, sequence).await? else {
+        let fence = Fence { sequence, created, subjects: partition.filters.clone() };
+        let Some(sequence) = self.checkpoints.claim((name, *number), &fence, &map).await? else {
             return Ok(Tried::Others);
         };
         // Made anew, so that it sends what is open in the stream's order, and whoever held the partition gets no more.
@@ -363,7 +368,7 @@ impl Claims {
         tracing::info!(stream = name, partition = number, from = map.base(), "claimed");
         Ok(Tried::Claimed(Box::new(Claimed {
             place: partition.place.clone(),
-            fence: Fence { sequence: fence, created },
+            fence: Fence { sequence, ..fence },
             committed: map,
             lost,
             pull,
@@ -444,6 +449,21 @@ impl Claims {
     async fn tell(&self, news: News) -> Option<()> {
         self.news.send(news).await.ok()
     }
+}
+
+/// Below a position only the records of its own subjects were looked at: with others some would be lost, or come again as
+/// another partition's.
+fn same_subjects(partition: &Partition, of_checkpoint: &[String]) -> Result<(), NatsFault> {
+    let Partition { place: Place { stream, number }, filters, .. } = partition;
+    if of_checkpoint == filters {
+        return Ok(());
+    }
+    Err(NatsFault::Fatal(format!(
+        "the checkpoint of {stream}/{number} is for the subjects [{}], and the routes read [{}] there: which of these records are \
+         answered is unknown. Give nats.group another name, which starts as nats.start says, or let the routes read the same as before",
+        of_checkpoint.join(", "),
+        filters.join(", ")
+    )))
 }
 
 fn held(partitions: &[Partition]) -> usize {

@@ -150,7 +150,7 @@ impl Shared {
         let pull = Pull::new(self.checkpoints.client(), name, consumer).await?;
         Ok(Claimed {
             place: Place { stream: name.to_owned(), number: 0 },
-            fence: Fence { sequence: 0, created: stream.cached_info().created.to_string() },
+            fence: Fence { sequence: 0, created: stream.cached_info().created.to_string(), subjects: Vec::new() },
             committed: OffsetMap::empty(0),
             lost: 0,
             pull,

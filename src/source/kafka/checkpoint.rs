@@ -68,9 +68,10 @@ impl CheckpointStarts {
 
     /// Claims a partition that starts here. Nothing when somebody else was first, or the server must be asked again.
     pub(super) fn claim(&self, asked: &Asked, map: &OffsetMap, sequence: u64) -> Option<Fence> {
-        let claimed = self.checkpoints.claim(&asked.topic, asked.number, "", map, sequence);
+        let fence = Fence { sequence, created: String::new(), subjects: Vec::new() };
+        let claimed = self.checkpoints.claim((&asked.topic, asked.number), &fence, map);
         match self.runtime.block_on(claimed) {
-            Ok(Some(sequence)) => Some(Fence { sequence, created: String::new() }),
+            Ok(Some(sequence)) => Some(Fence { sequence, ..fence }),
             Ok(None) => None,
             Err(fault) => {
                 tracing::debug!(%fault, "claiming again");
