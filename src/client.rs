@@ -20,6 +20,7 @@ pub(crate) mod checkpoints;
 pub(crate) mod delivery;
 pub mod nats;
 pub(crate) mod positions;
+pub(crate) mod topic_id;
 pub(crate) mod topics;
 
 use self::positions::Committed;

@@ -3,6 +3,8 @@
 
 #[path = "nats/batches.rs"]
 mod batches;
+#[path = "nats/claims.rs"]
+mod claims;
 #[path = "nats/connect.rs"]
 mod connect;
 #[path = "nats/faults.rs"]
@@ -15,8 +17,12 @@ mod jwt;
 mod kills;
 #[path = "nats/log_in.rs"]
 mod log_in;
+#[path = "nats/refusals.rs"]
+mod refusals;
 #[path = "nats/service.rs"]
 mod service;
+#[path = "nats/shared.rs"]
+mod shared;
 #[path = "nats/steps.rs"]
 mod steps;
 mod support;
@@ -98,6 +104,17 @@ fn trials() -> Vec<Trial> {
         trial("three_workers_share_partitions", jetstream::three_workers),
         trial("streams_that_cannot_hold_the_promise_are_refused", faults::set_up_checks),
         trial("replies_go_where_the_request_says_if_the_stream_takes_that", faults::addresses),
+        trial("partitions_that_nobody_reads_any_more_are_missed", claims::fewer_partitions),
+        trial("a_checkpoint_that_is_gone_early_is_missed", claims::checkpoint_gone_early),
+        trial("a_consumer_that_cannot_be_made_is_said", claims::consumer_refused),
+        trial("a_worker_that_leaves_says_so", claims::leaving),
+        trial("a_quiet_partition_has_lost_nothing", claims::quiet_partition),
+        trial("superseded_checkpoints_are_removed", claims::superseded),
+        trial("a_stream_that_takes_smaller_messages", refusals::smaller_messages),
+        trial("a_dead_letter_that_no_stream_takes", refusals::letter_without_a_stream),
+        trial("headers_that_no_server_takes", refusals::headers_too_large),
+        trial("two_groups_share_a_stream_of_replies", shared::two_groups),
+        trial("what_a_leaving_worker_has_is_given_back", shared::given_back),
         trial("killed_workers_that_lie_are_seen", kills::liars),
         trial("a_service_is_discovered", service::discovered),
         trial("a_service_scores_as_the_library_does", service::scores),
@@ -134,6 +151,7 @@ fn faults(runs: usize) -> Vec<Trial> {
         again("lost_acknowledgements_double_nothing", faults::lost_acknowledgements),
         again("a_slow_record_does_not_come_again", faults::slow_head),
         again("a_stream_that_is_made_anew_starts_anew", faults::stream_recreated),
+        again("a_stream_that_lost_its_end_is_stopped", claims::stream_set_back),
         again("a_checkpoint_that_is_gone_stops_its_partition", faults::checkpoint_evicted),
         again("past_the_duplicate_window", faults::duplicate_window),
         again("workers_share_a_consumer", faults::shared_consumer),

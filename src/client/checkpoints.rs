@@ -5,6 +5,7 @@
 //! partition one is refused.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::context::{GetStreamByNameErrorKind, GetStreamErrorKind};
@@ -12,15 +13,20 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, LastRawMessageE
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use serde::Deserialize;
+use serde_json::json;
 
-use crate::commit::{Checkpoint, OffsetMap, Owner};
+use crate::commit::{Checkpoint, CheckpointError, OffsetMap, Owner};
+use crate::config::is_at;
 use crate::record::Fence;
 
 /// Servers before it have no atomic batches.
 const SERVER: (u64, u64) = (2, 12);
 /// How long a server may take to answer a question.
 const QUESTION_BOUND: Duration = Duration::from_secs(5);
+/// Least room of a message that a checkpoint may need: what its map says is done takes up to 4,096 characters.
+const MESSAGE_BYTES_MIN: usize = 8 << 10;
 /// "Wrong last sequence": somebody else wrote a checkpoint.
 pub(crate) const WRONG_LAST_SEQUENCE: u32 = 10071;
 
@@ -30,6 +36,9 @@ pub(crate) enum NatsFault {
     /// It may pass: nobody answers, or what is asked for is not there yet.
     #[error("{0}")]
     Later(String),
+    /// It stays until somebody has looked, and concerns one partition.
+    #[error("{0}")]
+    Stopped(String),
     /// It stays until somebody changes it.
     #[error("{0}")]
     Fatal(String),
@@ -65,19 +74,26 @@ impl ReplyStream {
 pub(crate) struct Checkpoints {
     client: Client,
     context: Context,
+    /// The first tokens of every checkpoint's subject, whatever its group.
+    root: String,
+    /// Those of this group's.
     prefix: String,
     owner: Owner,
     /// Subjects that replies and dead letters go to.
     replies: Vec<String>,
     stream: OnceLock<ReplyStream>,
+    /// Whether it was said that superseded checkpoints stay.
+    is_said: AtomicBool,
 }
 
 impl Checkpoints {
-    /// `prefix` is what stands before the stream's or topic's name and the partition's number.
-    pub(crate) fn new(client: Client, prefix: String, owner: Owner, replies: Vec<String>) -> Self {
+    /// `root` is the first tokens of all checkpoints' subjects; this group's, then the stream's or topic's name and the
+    /// partition's number follow.
+    pub(crate) fn new(client: Client, root: &str, group: &str, owner: Owner, replies: Vec<String>) -> Self {
         let mut context = jetstream::new(client.clone());
         context.set_timeout(QUESTION_BOUND);
-        Self { client, context, prefix, owner, replies, stream: OnceLock::new() }
+        let (root, prefix) = (root.to_owned(), format!("{root}.{group}"));
+        Self { client, context, root, prefix, owner, replies, stream: OnceLock::new(), is_said: AtomicBool::new(false) }
     }
 
     pub(crate) fn context(&self) -> &Context {
@@ -100,6 +116,11 @@ impl Checkpoints {
     /// The stream, once it was found.
     pub(crate) fn stream(&self) -> Option<&ReplyStream> {
         self.stream.get()
+    }
+
+    /// Whether a reply to this subject comes into the stream, and is not taken for a checkpoint there.
+    pub(crate) fn take_reply(&self, subject: &str) -> bool {
+        !is_at(subject, &self.root) && self.stream.get().is_some_and(|stream| stream.takes(subject))
     }
 
     /// The subject of a partition's checkpoint. A topic of Kafka may have dots in its name.
@@ -131,7 +152,15 @@ impl Checkpoints {
         let (name, _) = found.unwrap_or_default();
         let info = stream_info(&self.context, &name).await?;
         check_stream(&info.config, &checkpoints)?;
-        Ok(self.found(name, &info.config))
+        let found = self.found(name, &info.config);
+        if found.message_bytes_max < MESSAGE_BYTES_MIN {
+            return Err(NatsFault::Fatal(format!(
+                "the stream {}, which takes replies and {checkpoints}, takes {} bytes a message, and a checkpoint may need \
+                 {MESSAGE_BYTES_MIN}; raise max_msg_size of the stream, or max_payload of the server",
+                found.name, found.message_bytes_max
+            )));
+        }
+        Ok(found)
     }
 
     /// Finds the stream of the first replies, where nothing but replies goes there.
@@ -175,17 +204,47 @@ impl Checkpoints {
         match stream.get_last_raw_message_by_subject(&subject).await {
             Ok(message) => {
                 let checkpoint = Checkpoint::read(&message.payload, source, number);
-                let fatal = |error| {
-                    NatsFault::Fatal(format!(
-                        "the checkpoint at {subject} (sequence {}) is {error}: which records are answered is unknown. To score \
-                         all above the position of another checkpoint, delete this message",
-                        message.sequence
-                    ))
+                let fault = |error| {
+                    let sequence = message.sequence;
+                    let what = format!("the checkpoint at {subject} (sequence {sequence}) is {error}");
+                    match error {
+                        CheckpointError::UnknownVersion(_) => NatsFault::Fatal(format!(
+                            "{what}; run the forebay that wrote it, or give nats.group another name"
+                        )),
+                        CheckpointError::Damaged(_) | CheckpointError::Foreign(_) => NatsFault::Stopped(format!(
+                            "{what}: which records are answered is unknown. To go on from the checkpoint before it, or as one that \
+                             is missing, delete this message"
+                        )),
+                    }
                 };
-                Ok((message.sequence, Some(checkpoint.map_err(fatal)?)))
+                Ok((message.sequence, Some(checkpoint.map_err(fault)?)))
             }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),
             Err(error) => Err(NatsFault::later(error)),
+        }
+    }
+
+    /// Removes all checkpoints of these partitions but the last of each. What cannot be removed stays, which is said once:
+    /// it takes room, and nothing else.
+    pub(crate) async fn remove_superseded(&self, places: &[(String, i32)]) {
+        let Some(stream) = self.stream.get() else { return };
+        for (source, number) in places {
+            let request = json!({ "filter": self.subject(source, *number), "keep": 1 });
+            let asked: Result<Answer, _> =
+                self.context.request(format!("STREAM.PURGE.{}", stream.name), &request).await;
+            let reason = match asked {
+                Ok(Answer { error: None, .. }) => continue,
+                Ok(Answer { error: Some(error), .. }) => error.description,
+                Err(error) => error.to_string(),
+            };
+            if !self.is_said.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    stream = stream.name,
+                    reason,
+                    "superseded checkpoints stay in the stream; the worker needs the right to purge it of them"
+                );
+            }
+            return;
         }
     }
 
@@ -198,13 +257,25 @@ impl Checkpoints {
         (self.subject(&checkpoint.source, checkpoint.partition), headers, checkpoint.encode().into())
     }
 
-    /// Says that this worker holds a partition from now on, behind the checkpoint that was read. Returns the new one's
-    /// sequence, or nothing when somebody else was first.
-    pub(crate) async fn claim(
+    /// Partitions of a stream or topic that have checkpoints.
+    pub(crate) async fn numbers(&self, source: &str) -> Result<Vec<i32>, NatsFault> {
+        let stream = self.look_up().await?;
+        let stream = self.context.get_stream_no_info(&stream.name).await.map_err(NatsFault::later)?;
+        let subject = self.subject(source, 0);
+        let all = subject.rsplit_once('.').map_or("", |(all, _)| all);
+        let counts = stream.info_with_subjects(format!("{all}.*")).await.map_err(NatsFault::later)?;
+        let counts: Vec<(String, usize)> = counts.try_collect().await.map_err(NatsFault::later)?;
+        Ok(counts.iter().filter_map(|(subject, _)| subject.rsplit('.').next()?.parse().ok()).collect())
+    }
+
+    /// Says that this worker holds a partition from now on, or that nobody does, behind the checkpoint that was read. Returns
+    /// the new one's sequence, or nothing when somebody else was first.
+    pub(crate) async fn write(
         &self,
         (source, number): (&str, i32),
         fence: &Fence,
         map: &OffsetMap,
+        is_held: bool,
     ) -> Result<Option<u64>, NatsFault> {
         let checkpoint = Checkpoint {
             source: source.to_owned(),
@@ -212,7 +283,7 @@ impl Checkpoints {
             subjects: fence.subjects.clone(),
             partition: number,
             map: map.clone(),
-            owner: Some(self.owner.clone()),
+            owner: is_held.then(|| self.owner.clone()),
         };
         let (subject, mut headers, payload) = self.message(&checkpoint);
         headers.insert("Nats-Expected-Last-Subject-Sequence", fence.sequence.to_string());

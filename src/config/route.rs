@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::check::Check;
 use super::raw::RawRoute;
-use super::subject::{SubjectFilter, is_subject};
+use super::subject::{SubjectFilter, is_at, is_subject};
 use super::topic::{TopicPattern, is_topic};
 use super::wants::listed;
 use super::{DeadLetter, Delivery, Model, Nats, Ordering, Route, System};
@@ -79,6 +79,22 @@ impl Systems<'_> {
             let key = format!("{}[{at}]", key("reply_topics_allowed"));
             reply_topics_allowed.extend(inputs.allowed(check, &key, text));
         }
+        if let (System::Nats, Some(nats)) = (sink, self.nats) {
+            let letters = Some(&raw.dead_letter).filter(|letter| *letter != "off");
+            let named = raw
+                .reply_topic
+                .iter()
+                .map(|name| ("reply_topic", name))
+                .chain(letters.map(|name| ("dead_letter", name)));
+            for (field, name) in named {
+                if is_at(name, &nats.flow.checkpoint_subject) {
+                    let got = check.places.quoted(&key(field), name);
+                    let message =
+                        format!("{got} is among the subjects of checkpoints (nats.checkpoint_subject); take another");
+                    check.refuse(&key(field), message);
+                }
+            }
+        }
         Route {
             source,
             sink,
@@ -120,6 +136,12 @@ impl Systems<'_> {
             check.wants(key, text, wanted);
             return;
         };
+        let is_shared = self.nats.is_some_and(|nats| nats.flow.delivery == Delivery::AtLeastOnce);
+        if is_shared && filter.has_partition() {
+            let message = "workers share one consumer of all records with `delivery = \"at_least_once\"`; write \"*\" in the place \
+                           of \"{partition}\"";
+            check.refuse(key, message);
+        }
         let partitions = self.nats.map_or(1, |nats| nats.flow.partitions.get());
         if partitions > 1 && !filter.has_partition() {
             let message = format!(

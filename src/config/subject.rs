@@ -119,6 +119,11 @@ impl fmt::Display for SubjectFilter {
     }
 }
 
+/// Whether a subject begins with these tokens.
+pub(crate) fn is_at(subject: &str, root: &str) -> bool {
+    subject.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -82,7 +82,13 @@ impl GroupListener for ShardGroup {
     }
 
     fn assigned(&self, partitions: Vec<AssignedPartition>) {
-        let key = |partition: &AssignedPartition| PartitionKey::new(&self.group, &partition.topic, partition.number);
+        // A stream that was made anew has other records.
+        let created =
+            |partition: &AssignedPartition| partition.fence.as_ref().map_or("", |fence| &fence.created).to_owned();
+        let key = |partition: &AssignedPartition| {
+            let source = partition.topic.clone() + &created(partition);
+            PartitionKey::new(&self.group, &source, partition.number)
+        };
         self.keys.add(partitions.iter().map(|partition| (partition.id, key(partition))));
         for partition in &partitions {
             self.engine.committed(key(partition), partition.committed.base());

@@ -115,6 +115,8 @@ fn kafka_to_nats(
         runtime: runtime.handle().clone(),
         checkpoints: Arc::clone(&checkpoints),
         on_missing: nats.flow.on_missing_checkpoint,
+        health: Arc::clone(&shard.health),
+        part: shard.part("checkpoints"),
         said: Mutex::default(),
     };
     let mut source = KafkaClients::new(shard, kafka).source(shard, listener, Some(starts))?;
@@ -233,10 +235,10 @@ fn checkpoints(shard: &Shard, nats: &Nats, client: async_nats::Client) -> Checkp
         let any = |input: &String| input.replace("{partition}", "*");
         letter.into_iter().flat_map(move |letter| route.input.iter().map(move |input| letter.topic(&any(input))))
     });
-    let prefix = format!("{}.{}", nats.flow.checkpoint_subject, token(config.group()));
     let run = format!("{:016x}", RandomState::new().hash_one(clock::unix_ms()));
     let owner = Owner { instance: format!("{}-{}", config.instance, shard.number), run };
-    Checkpoints::new(client, prefix, owner, replies.chain(letters).collect())
+    let (root, group) = (&nats.flow.checkpoint_subject, token(config.group()));
+    Checkpoints::new(client, root, &group, owner, replies.chain(letters).collect())
 }
 
 /// A name as one token of a subject.

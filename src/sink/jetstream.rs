@@ -25,7 +25,7 @@ use rdkafka::TopicPartitionList;
 use tokio::runtime::Handle;
 
 use self::batch::{BatchError, MESSAGES_MAX};
-use super::ledger::{Ledger, Partition, Take};
+use super::ledger::{Claim, Ledger, Partition, Take};
 use super::{Sink, SinkError};
 use crate::admin::Health;
 use crate::client::checkpoints::Checkpoints;
@@ -41,6 +41,9 @@ const BATCH_BOUND: Duration = Duration::from_secs(8);
 const IDLE: Duration = Duration::from_millis(250);
 /// How often the group's positions follow the checkpoints.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+/// How often superseded checkpoints are removed, and how many of them make it sooner.
+const REMOVE_EVERY: Duration = Duration::from_secs(30);
+const SUPERSEDED_MAX: usize = 1024;
 /// How long a stream that refuses batches is left alone.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -72,7 +75,9 @@ impl Sink for JetStreamSink {
             last_begin: None,
             last_followed: now,
             last_progress: now,
+            last_removed: now,
             paused_until: None,
+            refused: String::new(),
             records_max: MESSAGES_MAX,
             batches: 0,
         };
@@ -89,8 +94,11 @@ struct Committer {
     last_begin: Option<Instant>,
     last_followed: Instant,
     last_progress: Instant,
+    last_removed: Instant,
     /// The stream refuses batches until then.
     paused_until: Option<Instant>,
+    /// Why the stream refused batches last, as it was said.
+    refused: String,
     /// Most records of the next batch, besides `commit_records_max`: small while a message that is refused is looked for,
     /// and doubled with each success.
     records_max: usize,
@@ -113,6 +121,7 @@ impl Committer {
                 self.ledger.forget_leaving();
             }
             self.tell_progress(clock::now());
+            self.remove_superseded(clock::now());
             self.follow(false);
             if (self.ledger.draining && self.ledger.in_flight() == 0) || self.sink.stop.overdue() {
                 self.follow(true);
@@ -188,37 +197,42 @@ impl Committer {
             self.ledger.is_news = false;
             return Ok(());
         }
+        match self.send(&take, begin) {
+            Ok(()) => {
+                self.refused.clear();
+                self.records_max = self.records_max.saturating_mul(2).min(MESSAGES_MAX);
+                Ok(())
+            }
+            Err(error) => self.after_error(&error, &take),
+        }
+    }
+
+    /// One batch. When it went through, what it says stands.
+    fn send(&mut self, take: &Take, begin: Instant) -> Result<(), BatchError> {
         self.last_begin = Some(begin);
         fail::fail_point!("sink::begin");
-        let (messages, checkpoints) = self.messages(&take);
+        let (messages, checkpoints) = self.messages(take);
         let count = messages.len() as u64;
         self.batches += 1;
         let id = format!("{}-{}", self.sink.checkpoints.owner().run, self.batches);
         let sent = batch::publish(self.sink.checkpoints.client(), &id, messages, BATCH_BOUND);
         let done = self.sink.runtime.block_on(sent);
-        let done = done.and_then(|last| if loses_the_answer() { Err(BatchError::Unknown("a fail point".to_owned())) } else { Ok(last) });
+        let is_lost = done.is_ok() && loses_the_answer();
+        let done = if is_lost { Err(BatchError::Unknown("a fail point".to_owned())) } else { done };
+        let last = done.inspect_err(|_| self.ledger.metrics.transactions_aborted.inc())?;
         let end = clock::now();
-        match done {
-            Ok(last) => {
-                for (id, place) in checkpoints {
-                    // Without a gap: the last message has the highest sequence.
-                    self.stands(id, last + 1 + place as u64 - count, &take, end);
-                }
-                self.ledger.count_letters(&take);
-                self.ledger.count_latencies(&take, end);
-                self.ledger.commit(&take);
-                self.acknowledge();
-                self.records_max = self.records_max.saturating_mul(2).min(MESSAGES_MAX);
-                self.ledger.metrics.commit_seconds.add_duration(end - begin);
-                tracing::trace!(messages = count, took = ?(end - begin), "committed");
-                self.sink.health.ready(&self.sink.part);
-                Ok(())
-            }
-            Err(error) => {
-                self.ledger.metrics.transactions_aborted.inc();
-                self.after_error(&error, &take)
-            }
+        for (id, place) in checkpoints {
+            // Without a gap: the last message has the highest sequence.
+            self.stands(id, last + 1 + place as u64 - count, take, end);
         }
+        self.ledger.count_letters(take);
+        self.ledger.count_latencies(take, end);
+        self.ledger.commit(take);
+        self.acknowledge();
+        self.ledger.metrics.commit_seconds.add_duration(end - begin);
+        tracing::trace!(messages = count, took = ?(end - begin), "committed");
+        self.sink.health.ready(&self.sink.part);
+        Ok(())
     }
 
     fn take(&mut self) -> Take {
@@ -239,7 +253,7 @@ impl Committer {
             let is_due = now.saturating_duration_since(claim.written) >= self.renewal();
             if is_due && room > 0 && take.iter().all(|(taken, _)| taken != id) {
                 room -= 1;
-                take.push((*id, Commit { map: claim.map.clone(), records: 0, chars: 0 }));
+                take.push((*id, renewed(claim)));
             }
         }
     }
@@ -251,7 +265,29 @@ impl Committer {
         if let (Some(claim), Some(commit)) = (claim, commit) {
             (claim.fence.sequence, claim.written) = (sequence, now);
             claim.map = commit.map.clone();
+            claim.superseded += 1;
         }
+    }
+
+    /// Only the last checkpoint of a partition says anything: those before it are removed, now and then. Nobody waits for
+    /// that.
+    fn remove_superseded(&mut self, now: Instant) {
+        let claims = || self.ledger.partitions.values().filter_map(|partition| partition.claim.as_ref());
+        let superseded: usize = claims().map(|claim| claim.superseded).sum();
+        let is_due = superseded > 0 && now.saturating_duration_since(self.last_removed) >= REMOVE_EVERY;
+        if superseded < SUPERSEDED_MAX && !is_due {
+            return;
+        }
+        self.last_removed = now;
+        let mut places = Vec::new();
+        for partition in self.ledger.partitions.values_mut() {
+            if let Some(claim) = partition.claim.as_mut().filter(|claim| claim.superseded > 0) {
+                claim.superseded = 0;
+                places.push((partition.topic.clone(), partition.number));
+            }
+        }
+        let checkpoints = Arc::clone(&self.sink.checkpoints);
+        self.sink.runtime.spawn(async move { checkpoints.remove_superseded(&places).await });
     }
 
     /// What the checkpoints say is done needs to come no more. Nobody waits for the server's word.
@@ -341,6 +377,11 @@ impl Committer {
         };
         Some((claim.fence.sequence, checkpoint))
     }
+}
+
+/// A checkpoint that says what the last one said.
+fn renewed(claim: &Claim) -> Commit {
+    Commit { map: claim.map.clone(), records: 0, chars: 0 }
 }
 
 /// A fail point: a batch went out, and nobody hears of it.

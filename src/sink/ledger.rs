@@ -72,6 +72,8 @@ pub(super) struct Claim {
     /// What it says is done.
     pub(super) map: OffsetMap,
     pub(super) written: Instant,
+    /// Checkpoints that it took the place of, and that were not removed.
+    pub(super) superseded: usize,
 }
 
 /// Partitions that go, and who waits for it.
@@ -184,7 +186,7 @@ impl Ledger {
         for AssignedPartition { id, topic, number, committed, fence } in assigned {
             let tracker = Tracker::new(&committed, ordering);
             self.metrics.lags.assigned(&topic, number, committed.base());
-            let claim = fence.map(|fence| Claim { fence, map: committed, written });
+            let claim = fence.map(|fence| Claim { fence, map: committed, written, superseded: 0 });
             let partition = Partition { topic, number, tracker, idle: None, claim, acks: BTreeMap::new() };
             self.partitions.insert(id, partition);
             self.metrics.partitions_assigned.inc();
@@ -293,13 +295,13 @@ impl Ledger {
         partition.tracker.replace(offset, Pending { reply, to_route: true, dropped, letter });
     }
 
-    /// A dead letter is larger than its topic takes.
-    pub(super) fn drop_letter(&mut self, id: PartitionId, offset: i64) {
+    /// A dead letter cannot go out, for this.
+    pub(super) fn drop_letter(&mut self, id: PartitionId, offset: i64, reason: &str) {
         let Some(partition) = self.partitions.get_mut(&id) else { return };
         let Some(old) = partition.tracker.reply(offset) else { return };
         let Pending { reply, to_route, dropped, .. } = old;
         let (reply, to_route, dropped) = (reply.clone(), *to_route, *dropped);
-        tracing::error!(topic = partition.topic, offset, "a dead letter is larger than its topic takes; it is dropped");
+        tracing::error!(topic = partition.topic, offset, reason, "a dead letter cannot go out; it is dropped");
         self.metrics.dead_letters_dropped.inc();
         partition.tracker.replace(offset, Pending { reply, to_route, dropped, letter: false });
     }

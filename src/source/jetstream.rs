@@ -10,17 +10,19 @@ mod members;
 mod pull;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, HeaderMap, Subject};
+use bytes::Bytes;
 use crossbeam_channel::Receiver;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use self::claims::{Claimed, Claims, News, Order, Place};
 use self::pull::{Arrived, Pull};
@@ -41,6 +43,8 @@ const NEWS_MAX: usize = 4096;
 const ASKED_MAX: usize = 4096;
 /// Least of one partition.
 const ASKED_MIN: usize = 64;
+/// How long a worker that ends may take to say so.
+const LAST_WORDS_BOUND: Duration = Duration::from_millis(500);
 
 /// What a source is made of.
 pub(crate) struct JetStreamInput {
@@ -65,12 +69,16 @@ pub(crate) struct JetStreamSource {
     client: Client,
     news: mpsc::Receiver<News>,
     orders: mpsc::Sender<Order>,
+    /// What opens consumers.
+    opener: Option<JoinHandle<()>>,
     held: BTreeMap<PartitionId, Held>,
-    /// What arrived and was not looked at.
-    arrived: Vec<(PartitionId, async_nats::Message)>,
+    /// What arrived and was not looked at: no more than was asked for.
+    arrived: VecDeque<(PartitionId, async_nats::Message)>,
     next_id: u32,
     turn: usize,
     paused: bool,
+    /// When it was said last that what arrived is alive.
+    last_progress: Instant,
 }
 
 /// A partition that is this worker's.
@@ -93,20 +101,33 @@ impl JetStreamSource {
         let (orders, ordered) = mpsc::channel(NEWS_MAX);
         let (checkpoints, limits, inputs) =
             (Arc::clone(&input.checkpoints), input.limits.clone(), input.inputs.clone());
-        match limits.delivery {
+        let opener = match limits.delivery {
             Delivery::ExactlyOnce => {
                 let ack_pending_max = input.in_flight_max;
-                let claims = Claims { checkpoints, limits, inputs, ack_pending_max, news: tell, orders: ordered };
-                input.runtime.spawn(claims.run());
+                let (said, ends) = (String::new(), BTreeMap::new());
+                let claims =
+                    Claims { checkpoints, limits, inputs, ack_pending_max, news: tell, orders: ordered, said, ends };
+                input.runtime.spawn(claims.run())
             }
             Delivery::AtLeastOnce => {
                 let shared = Shared { checkpoints, limits, inputs, news: tell, orders: ordered };
-                input.runtime.spawn(shared.run());
+                input.runtime.spawn(shared.run())
             }
-        }
+        };
         let client = input.checkpoints.client().clone();
-        let (held, arrived) = (BTreeMap::new(), Vec::new());
-        Self { input, client, news, orders, held, arrived, next_id: 0, turn: 0, paused: false }
+        Self {
+            input,
+            client,
+            news,
+            orders,
+            opener: Some(opener),
+            held: BTreeMap::new(),
+            arrived: VecDeque::new(),
+            next_id: 0,
+            turn: 0,
+            paused: false,
+            last_progress: clock::now(),
+        }
     }
 
     fn take_news(&mut self) -> Result<(), SourceError> {
@@ -194,7 +215,9 @@ impl JetStreamSource {
     async fn gather(&mut self, most: usize, wait: Duration) -> Option<News> {
         let now = clock::now();
         let (paused, partitions) = (self.paused, self.held.len().max(1));
-        if !paused {
+        if paused {
+            self.tell_progress(now).await;
+        } else {
             let room = (self.input.in_flight_max.min(ASKED_MAX) / partitions).max(ASKED_MIN);
             let connects = self.client.statistics().connects.load(Ordering::Relaxed);
             for held in self.held.values_mut() {
@@ -210,26 +233,54 @@ impl JetStreamSource {
             if let Poll::Ready(Some(news)) = news.poll_recv(context) {
                 return Poll::Ready(Some(news));
             }
-            if !paused {
-                let ids: Vec<PartitionId> = held.keys().copied().collect();
-                for id in ids.iter().cycle().skip(start).take(ids.len()) {
-                    let Some(held) = held.get_mut(id) else { continue };
-                    while arrived.len() < most
-                        && let Poll::Ready(Some(message)) = held.pull.messages.poll_next_unpin(context)
-                    {
-                        arrived.push((*id, message));
-                    }
+            // While paused too: what was asked for comes all the same, and waits here, where it is spoken for.
+            let most = if paused { usize::MAX } else { most };
+            let ids: Vec<PartitionId> = held.keys().copied().collect();
+            for id in ids.iter().cycle().skip(start).take(ids.len()) {
+                let Some(held) = held.get_mut(id) else { continue };
+                while arrived.len() < most
+                    && let Poll::Ready(Some(message)) = held.pull.messages.poll_next_unpin(context)
+                {
+                    arrived.push_back((*id, message));
                 }
             }
-            if arrived.is_empty() { Poll::Pending } else { Poll::Ready(None) }
+            if paused || arrived.is_empty() { Poll::Pending } else { Poll::Ready(None) }
         });
         tokio::time::timeout(wait, any).await.ok().flatten()
+    }
+
+    /// Says of records that wait here that they are alive, when it is time to.
+    async fn tell_progress(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.last_progress) < self.input.limits.ack_wait / 3 {
+            return;
+        }
+        self.last_progress = now;
+        for (_, message) in &self.arrived {
+            if let Some(reply) = message.reply.clone().filter(|_| message.status.is_none()) {
+                let _ = self.client.publish(reply, Bytes::from_static(b"+WPI")).await;
+            }
+        }
+    }
+
+    /// What was delivered and not handed on goes to other workers at once, where they share a consumer.
+    async fn give_back(&mut self) {
+        let mut left: Vec<_> = self.arrived.drain(..).map(|(_, message)| message).collect();
+        for held in self.held.values_mut() {
+            while let Some(Some(message)) = held.pull.messages.next().now_or_never() {
+                left.push(message);
+            }
+        }
+        for message in left {
+            if let Some(reply) = message.reply.filter(|_| message.status.is_none()) {
+                let _ = self.client.publish(reply, Bytes::from_static(b"-NAK")).await;
+            }
+        }
     }
 
     /// Hands on a message that is a record and was not before. Returns whether it was.
     fn pass_on(&mut self, id: PartitionId, message: async_nats::Message, each: &mut dyn FnMut(&Message<'_>)) -> bool {
         let Some(held) = self.held.get_mut(&id) else { return false };
-        let message = match held.pull.take(message) {
+        let message = match held.pull.take(message, clock::now()) {
             Arrived::Record(message) => message,
             Arrived::Word => return false,
             Arrived::Gone(reason) => {
@@ -280,8 +331,11 @@ impl Source for JetStreamSource {
         self.take_news()?;
         self.wait(most, wait)?;
         let mut received = 0;
-        for (id, message) in std::mem::take(&mut self.arrived) {
-            received += usize::from(self.pass_on(id, message, each));
+        let ready = if self.paused { 0 } else { most.min(self.arrived.len()) };
+        for _ in 0..ready {
+            if let Some((id, message)) = self.arrived.pop_front() {
+                received += usize::from(self.pass_on(id, message, each));
+            }
         }
         for (id, held) in &mut self.held {
             if !held.acks.is_empty() {
@@ -297,8 +351,21 @@ impl Source for JetStreamSource {
 }
 
 impl Drop for JetStreamSource {
+    /// The server has its last words before its client ends: then nobody waits for a lease to run out.
     fn drop(&mut self) {
         let _ = self.orders.try_send(Order::Leave);
+        let (opener, is_shared) = (self.opener.take(), self.input.limits.delivery == Delivery::AtLeastOnce);
+        let runtime = self.input.runtime.clone();
+        let last_words = async {
+            if is_shared {
+                self.give_back().await;
+            }
+            if let Some(opener) = opener {
+                let _ = opener.await;
+            }
+            let _ = self.client.flush().await;
+        };
+        let _ = runtime.block_on(async { tokio::time::timeout(LAST_WORDS_BOUND, last_words).await });
     }
 }
 

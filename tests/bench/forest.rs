@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use forebay::clock;
 use forebay::model::{self, LoadOptions, ModelBytes, Rows, Values};
 
-use crate::stream::Stream;
 use crate::cpu::task_cpu_us;
+use crate::stream::Stream;
 
 const LONG_ENOUGH: Duration = Duration::from_millis(400);
 

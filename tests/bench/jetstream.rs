@@ -85,7 +85,11 @@ fn main() -> ExitCode {
     }
     let records = if arguments.iter().any(|argument| argument == "--quick") { 5_000 } else { 100_000 };
     let (nats, higgs) = (Nats::start(), Higgs::load());
-    println!("{records} records of {} bytes or so, one partition, nats-server on the same {} cores", higgs.request(0).len(), cores());
+    println!(
+        "{records} records of {} bytes or so, one partition, nats-server on the same {} cores",
+        higgs.request(0).len(),
+        cores()
+    );
     let rows: Vec<Row> = Subject::ALL.into_iter().map(|subject| measure(&nats, &higgs, subject, records)).collect();
     println!("{:24} {:>12} {:>14}   beside the bare loop", "", "records/s", "CPU us/record");
     let floor = &rows[0];
@@ -185,7 +189,7 @@ async fn middle(client: &Client, flow: &Flow, process: &mut Child, records: usiz
         // The checkpoints among the messages are few, and counted apart.
         let counts = stream.info_with_subjects(subject).await.unwrap();
         let seen: u64 = counts.map(|count| count.unwrap().1 as u64).collect::<Vec<_>>().await.into_iter().sum();
-                let sample = Sample { at: clock::now(), seen, cpu_us: process_cpu_us(process.id()).unwrap_or(0.0) };
+        let sample = Sample { at: clock::now(), seen, cpu_us: process_cpu_us(process.id()).unwrap_or(0.0) };
         if samples.last().is_none_or(|last| seen > last.seen) {
             last_new = sample.at;
         }
@@ -213,7 +217,8 @@ async fn bare_loop(url: &str, name: &str) {
         ..pull::Config::default()
     };
     let consumer = input.create_consumer(config).await.unwrap();
-    let mut messages = consumer.stream().max_messages_per_batch(2 * LOOP_BATCH).messages().await.unwrap().ready_chunks(LOOP_BATCH);
+    let mut messages =
+        consumer.stream().max_messages_per_batch(2 * LOOP_BATCH).messages().await.unwrap().ready_chunks(LOOP_BATCH);
     let subject = format!("{name}-out");
     while let Some(some) = messages.next().await {
         let some: Vec<_> = some.into_iter().map(Result::unwrap).collect();

@@ -12,8 +12,8 @@ use clap::ValueEnum;
 use forebay::clock;
 use serde_json::json;
 
-use crate::cpu::{process_cpu_us, task_cpu_us};
 use crate::clients::{CONSUMER, CONSUMER_OF_A_LOOP, MODEL, PRODUCER};
+use crate::cpu::{process_cpu_us, task_cpu_us};
 use crate::ledger::Answer;
 use crate::stream::{Format, NO_WORK};
 

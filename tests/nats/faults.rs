@@ -301,6 +301,7 @@ pub(crate) fn set_up_checks() {
         refused("c1", |config| stream::Config { allow_atomic_publish: false, ..config }, &["allow_atomic", "C1-OUT"])
             .await;
         refused("c2", |config| stream::Config { max_messages: 9, ..config }, &["max_msgs", "discard"]).await;
+        refused("c4", |config| stream::Config { max_message_size: 4096, ..config }, &["max_msg_size", "4096"]).await;
         refused("c3", |config| stream::Config { max_age: Duration::from_secs(60), ..config }, &["max_age"]).await;
 
         // What is not there yet is waited for, by name.
@@ -327,7 +328,7 @@ pub(crate) fn set_up_checks() {
 /// Bad records get their error, and are dead letters; a reply goes where its request says, if the stream takes that.
 pub(crate) fn addresses() {
     let (nats, higgs) = (Nats::start(), Higgs::load());
-    let route = "dead_letter = \"addresses-dead.<input>\"\nreply_topics_allowed = [\"addresses-dead*\", \"nowhere\"]\n"
+    let route = "dead_letter = \"addresses-dead.<input>\"\nreply_topics_allowed = [\"addresses-dead*\", \"nowhere\", \"ckpt*\"]\n"
         .to_owned();
     for delivery in ["exactly_once", "at_least_once"] {
         let flow = Flow { delivery, route: route.clone(), ..Flow::new("addresses", 1) };
@@ -349,6 +350,8 @@ pub(crate) fn addresses() {
             send(Some("addresses-dead.elsewhere"), &higgs.request(0)).await;
             send(Some("nowhere"), &higgs.request(1)).await;
             send(Some("addresses-dead.a b"), &higgs.request(2)).await;
+            // It would be taken for a checkpoint.
+            send(Some("ckpt.addresses.ADDRESSES-IN.0"), &higgs.request(4)).await;
             send(None, "{").await;
             send(None, &higgs.request(3)).await;
             flow.wait_acknowledged(&client).await;
@@ -357,15 +360,15 @@ pub(crate) fn addresses() {
             assert_eq!(elsewhere[0].value_of("kafka_correlationId"), Some(&b"c"[..]));
             let replies = flow.replies(&client).await;
             let errors = |reply: &&crate::support::Record| reply.value_of("forebay-error") == Some(b"bad_request");
-            assert_eq!((replies.len(), replies.iter().filter(errors).count()), (4, 3));
+            assert_eq!((replies.len(), replies.iter().filter(errors).count()), (5, 4));
             let text: Vec<String> = replies.iter().map(crate::support::Record::text).collect();
             assert!(text.iter().any(|text| text.contains("is not one of the stream")), "{text:?}");
             let letters = flow.read(&client, "addresses-dead.addresses-in.0").await;
             let bad = letters.iter().find(|letter| letter.text() == "{").unwrap();
-            assert_eq!(letters.len(), 3, "{letters:?}");
-            assert_eq!(bad.value_of("forebay-original-sequence"), Some(&b"4"[..]));
+            assert_eq!(letters.len(), 4, "{letters:?}");
+            assert_eq!(bad.value_of("forebay-original-sequence"), Some(&b"5"[..]));
             assert_eq!(bad.value_of("traceparent"), Some(&b"00-1"[..]));
-            until_async("the count", || worker.metric("forebay_dead_letters_total") == 3).await;
+            until_async("the count", || worker.metric("forebay_dead_letters_total") == 4).await;
             assert_eq!(worker.terminate(), Some(0));
             for name in [flow.input(), flow.output()] {
                 context.delete_stream(name).await.unwrap();

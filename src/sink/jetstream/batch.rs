@@ -10,9 +10,6 @@ use crate::client::checkpoints::{Answer, ApiError, WRONG_LAST_SEQUENCE};
 
 /// Most messages of a batch, checkpoints included; the server refuses more (error 10199).
 pub(super) const MESSAGES_MAX: usize = 1000;
-/// "Message size exceeds maximum allowed".
-const TOO_LARGE: u32 = 10054;
-
 /// One message of a batch.
 #[derive(Clone)]
 pub(super) struct Outgoing {
@@ -29,10 +26,7 @@ pub(super) enum BatchError {
     /// A fence is stale: somebody else wrote a checkpoint. Nothing of the batch is visible.
     #[error("a checkpoint was written by another process ({0})")]
     Fenced(String),
-    /// A message is larger than the stream takes. Nothing of the batch is visible.
-    #[error("the server refused a message of a batch: {0}")]
-    TooLarge(String),
-    /// Nothing of it is visible.
+    /// For one of its messages, or for itself; nobody says which. Nothing of it is visible.
     #[error("the server refused a batch: {0}")]
     Refused(String),
     /// Nobody knows.
@@ -83,7 +77,6 @@ fn read(answer: &[u8]) -> Result<u64, BatchError> {
         None if answer.seq > 0 => Ok(answer.seq),
         None => Err(BatchError::Unknown("an answer without a sequence".to_owned())),
         Some(ApiError { err_code: WRONG_LAST_SEQUENCE, description }) => Err(BatchError::Fenced(description)),
-        Some(ApiError { err_code: TOO_LARGE, description }) => Err(BatchError::TooLarge(description)),
         Some(ApiError { err_code, description }) => Err(BatchError::Refused(format!("{description} ({err_code})"))),
     }
 }

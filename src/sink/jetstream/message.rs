@@ -9,17 +9,21 @@ use super::super::ledger::{Pending, Take};
 use super::super::{doubles_a_reply, drops_a_reply};
 use super::Committer;
 use super::batch::Outgoing;
+use crate::config::Delivery;
 use crate::record::{Chunk, ErrorCode, PartitionId, Reject, ReplyAddress, Ticket};
 
 /// What a message takes besides its payload: its subject, the batch's own headers, and others.
 const MESSAGE_BYTES: usize = 1024;
 
+/// Most bytes of a message's headers, which a server takes up to 65,535 of; the batch's own come to them.
+const HEADERS_BYTES_MAX: usize = 60 << 10;
+
 /// What cannot go out.
 pub(super) enum Fault {
     /// The reply, for this.
     Reply(Reject),
-    /// Its dead letter, which is too large.
-    Letter,
+    /// Its dead letter, for this.
+    Letter(String),
 }
 
 impl Committer {
@@ -129,7 +133,7 @@ impl Committer {
     pub(super) fn mend(&mut self, id: PartitionId, offset: i64, fault: &Fault) {
         match fault {
             Fault::Reply(reject) => self.ledger.readdress(id, offset, reject),
-            Fault::Letter => self.ledger.drop_letter(id, offset),
+            Fault::Letter(reason) => self.ledger.drop_letter(id, offset, reason),
         }
     }
 
@@ -142,24 +146,48 @@ impl Committer {
         let Ticket { chunk, .. } = &pending.reply.ticket;
         if let ReplyAddress::Named { topic, .. } = pending.address() {
             let subject = chunk.str(topic);
-            if !is_publishable(subject) || !stream.takes(subject) {
+            if !is_publishable(subject) || !self.sink.checkpoints.take_reply(subject) {
                 let message = format!("the reply subject {subject:?} is not one of the stream {}", stream.name);
                 return Some(Fault::Reply(Reject::bad_request(message)));
             }
         }
         let max = stream.message_bytes_max;
-        let bytes = pending.reply.payload.len() + MESSAGE_BYTES + header_bytes(&reply_headers(pending));
-        if bytes > max {
-            let message = format!("the reply takes {bytes} bytes, the stream {} takes {max} a message", stream.name);
+        let headers = header_bytes(&reply_headers(pending));
+        let bytes = pending.reply.payload.len() + MESSAGE_BYTES + headers;
+        if bytes > max || headers > HEADERS_BYTES_MAX {
+            let message = format!(
+                "the reply takes {bytes} bytes, {headers} of them for headers; the stream {} takes {max} a message and \
+                 {HEADERS_BYTES_MAX} for headers",
+                stream.name
+            );
             return Some(Fault::Reply(Reject::new(ErrorCode::TooLarge, message)));
         }
+        self.letter_fault(pending, max)
+    }
+
+    /// Why a reply's dead letter cannot go out.
+    fn letter_fault(&self, pending: &Pending, max: usize) -> Option<Fault> {
+        let Ticket { chunk, .. } = &pending.reply.ticket;
         let request = pending.reply.ticket.request();
         let original = chunk.original(request).filter(|_| pending.letter)?;
+        let letter = self.ledger.routes[request.route as usize].dead_letter.as_ref()?;
+        let subject = letter.topic(chunk.str(original.topic));
+        // Where replies go out by themselves, letters may go to another stream.
+        let is_batch = self.sink.limits.delivery == Delivery::ExactlyOnce;
+        if !is_publishable(&subject) || (is_batch && !self.sink.checkpoints.take_reply(&subject)) {
+            return Some(Fault::Letter(format!("the stream of the replies does not take the subject {subject:?}")));
+        }
         let payload = original.payload.map_or(0, crate::record::Span::len);
         let names = original.headers.iter();
-        let of_headers: usize =
+        // A byte that is no text takes three.
+        let headers: usize =
             names.map(|(name, value)| name.len() + 3 * value.map_or(0, crate::record::Span::len) + 4).sum();
-        (payload + of_headers + 2 * MESSAGE_BYTES > max).then_some(Fault::Letter)
+        let bytes = payload + headers + 2 * MESSAGE_BYTES;
+        (bytes > max || headers > HEADERS_BYTES_MAX).then(|| {
+            Fault::Letter(format!(
+                "it may take {bytes} bytes, {headers} of them for headers: more than its stream takes"
+            ))
+        })
     }
 }
 
@@ -178,6 +206,10 @@ fn reply_headers(pending: &Pending) -> HeaderMap {
         append(&mut headers, header.name, chunk.bytes(header.value));
     }
     if let Some(reject) = &pending.reply.error {
+        // What cannot be carried over must not keep the error from its sender.
+        if header_bytes(&headers) > HEADERS_BYTES_MAX {
+            headers = HeaderMap::new();
+        }
         append(&mut headers, "forebay-error", reject.code.as_str().as_bytes());
     }
     headers

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::ledger::Take;
 use super::batch::BatchError;
-use super::{Committer, REFUSED_PAUSE, SinkError};
+use super::{Committer, REFUSED_PAUSE, SinkError, renewed};
 use crate::client::checkpoints::NatsFault;
 use crate::clock;
 use crate::commit::Checkpoint;
@@ -25,36 +25,54 @@ impl Committer {
                 self.sink.health.not_ready(&self.sink.part, &format!("no answer to a batch: {reason}"));
                 self.read_back(take)
             }
-            BatchError::TooLarge(reason) => {
-                self.too_large(take, reason);
-                Ok(())
-            }
-            BatchError::Refused(reason) => {
-                tracing::error!(reason, "the stream of the replies refuses a batch; trying again every second");
-                self.sink.health.not_ready(&self.sink.part, reason);
-                self.ledger.untake();
-                self.paused_until = Some(clock::now() + REFUSED_PAUSE);
-                Ok(())
-            }
+            BatchError::Refused(reason) => self.narrow(reason, take),
         }
     }
 
-    /// One message of a batch is too large, and nobody says which: half of the records are tried, until it is known.
-    fn too_large(&mut self, take: &Take, reason: &str) {
+    /// A message of a batch is refused, or the stream takes none, and nobody says which: half of the records are tried, until
+    /// it is one. If the stream then takes a checkpoint alone, the record is at fault.
+    fn narrow(&mut self, reason: &str, take: &Take) -> Result<(), SinkError> {
         let mut places = Vec::new();
         for (id, commit) in take {
             let sent = self.ledger.partitions[id].tracker.sent().take(commit.records);
             places.extend(sent.map(|(offset, _)| (*id, offset)));
         }
-        if let [(id, offset)] = places[..] {
-            self.ledger.readdress(
-                id,
-                offset,
-                &Reject::new(ErrorCode::TooLarge, format!("the reply was refused: {reason}")),
-            );
-        }
-        self.records_max = places.len().div_ceil(2).max(1);
         self.ledger.untake();
+        self.records_max = places.len().div_ceil(2).max(1);
+        if places.len() > 1 {
+            tracing::debug!(reason, records = places.len(), "a batch is refused; trying half of it");
+            return Ok(());
+        }
+        if let [(id, offset)] = places[..] {
+            let claim = self.ledger.partitions.get(&id).and_then(|partition| partition.claim.as_ref());
+            let alone: Take = claim.map(|claim| (id, renewed(claim))).into_iter().collect();
+            match self.send(&alone, clock::now()) {
+                Ok(()) => {
+                    self.blame(id, offset, reason);
+                    return Ok(());
+                }
+                Err(BatchError::Refused(_)) => {}
+                Err(error) => return self.after_error(&error, &alone),
+            }
+        }
+        if self.refused != reason {
+            tracing::error!(reason, "the stream of the replies refuses batches; trying again every second");
+            reason.clone_into(&mut self.refused);
+        }
+        self.sink.health.not_ready(&self.sink.part, reason);
+        self.paused_until = Some(clock::now() + REFUSED_PAUSE);
+        Ok(())
+    }
+
+    /// A record's messages are refused: its dead letter goes first, then its reply.
+    fn blame(&mut self, id: PartitionId, offset: i64, reason: &str) {
+        let Some(pending) = self.ledger.pending(id, offset) else { return };
+        if pending.letter {
+            self.ledger.drop_letter(id, offset, reason);
+        } else {
+            let reject = Reject::new(ErrorCode::TooLarge, format!("the reply was refused: {reason}"));
+            self.ledger.readdress(id, offset, &reject);
+        }
     }
 
     /// Reads the checkpoints of a batch until the server has told them all.
@@ -87,6 +105,11 @@ impl Committer {
         let (sequence, checkpoint) = match read {
             Ok(read) => read,
             Err(NatsFault::Fatal(reason)) => return Err(SinkError::Fatal(reason)),
+            Err(NatsFault::Stopped(reason)) => {
+                tracing::error!(stream = source, partition = number, "letting go of the partition: {reason}");
+                self.give_up(id);
+                return Ok(true);
+            }
             Err(NatsFault::Later(reason)) => {
                 tracing::debug!(reason, "reading a checkpoint again");
                 self.sink.health.not_ready(&self.sink.part, &format!("cannot read a checkpoint: {reason}"));

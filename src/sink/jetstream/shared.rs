@@ -5,7 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, Request, Subject};
+use async_nats::client::RequestErrorKind;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::GetStreamByNameErrorKind;
+use async_nats::{Request, Subject};
 use parking_lot::Mutex;
 
 use super::super::inbox::{Event, Inbox};
@@ -20,8 +23,8 @@ use crate::record::{ErrorCode, PartitionId, Reject};
 
 /// How long a stream may take to answer.
 const ANSWER_BOUND: Duration = Duration::from_secs(5);
-/// "Message size exceeds maximum allowed".
-const TOO_LARGE: u32 = 10054;
+/// "Message size exceeds maximum allowed", "header size exceeds maximum allowed of 64k".
+const TOO_LARGE: [u32; 2] = [10054, 10097];
 /// Most replies that are under way at once.
 const UNDER_WAY_MAX: usize = 4096;
 
@@ -35,8 +38,8 @@ struct Settled {
 enum End {
     /// The stream has it, and the record is acknowledged.
     Done { duplicates: usize, is_first: bool },
-    /// It is too large for the stream, the reply itself or its dead letter.
-    TooLarge { is_letter: bool, reason: String },
+    /// No stream takes it, the reply itself or its dead letter.
+    Refused { is_letter: bool, reason: String },
     /// It is sent again.
     Failed(String),
 }
@@ -116,17 +119,16 @@ impl Committer {
         let Some(pending) = partition.tracker.reply(offset) else { return false };
         let messages = self.shared_messages(id, pending, offset);
         let ack = partition.acks.get(&offset).cloned();
-        let (client, inbox, ends) = (self.sink.checkpoints.client().clone(), Arc::clone(inbox), Arc::clone(ends));
+        let (checkpoints, inbox, ends) = (Arc::clone(&self.sink.checkpoints), Arc::clone(inbox), Arc::clone(ends));
         self.sink.runtime.spawn(async move {
-            let end = settle(&client, messages, ack).await;
+            let end = settle(checkpoints.context(), messages, ack).await;
             ends.push(Settled { id, offset, end }, &inbox);
         });
         true
     }
 
-    /// A record's messages, each with its own id: two routes, or a reply and a dead letter, must not pass for one.
+    /// A record's messages, each with its own id: those of two groups, or a reply and a dead letter, must not pass for one.
     fn shared_messages(&self, id: PartitionId, pending: &Pending, offset: i64) -> Vec<(bool, Outgoing)> {
-        let route = pending.reply.ticket.request().route;
         let Some(partition) = self.ledger.partitions.get(&id) else { return Vec::new() };
         let stream = &partition.topic;
         let created = partition.claim.as_ref().map(|claim| claim.fence.created.as_str()).unwrap_or_default();
@@ -137,7 +139,8 @@ impl Committer {
         }
         for (is_letter, message) in &mut messages {
             let kind = if *is_letter { "letter" } else { "reply" };
-            message.headers.insert("Nats-Msg-Id", format!("{route}:{stream}:{created}:{offset}:{kind}"));
+            let group = &self.sink.limits.group;
+            message.headers.insert("Nats-Msg-Id", format!("{group}:{stream}:{created}:{offset}:{kind}"));
         }
         messages
     }
@@ -154,11 +157,8 @@ impl Committer {
                 }
                 self.ledger.settled(id, offset);
             }
-            End::TooLarge { is_letter: true, reason } => {
-                tracing::error!(reason, "a dead letter is refused");
-                self.ledger.drop_letter(id, offset);
-            }
-            End::TooLarge { is_letter: false, reason } => {
+            End::Refused { is_letter: true, reason } => self.ledger.drop_letter(id, offset, &reason),
+            End::Refused { is_letter: false, reason } => {
                 let reject = Reject::new(ErrorCode::TooLarge, format!("the reply was refused: {reason}"));
                 self.ledger.readdress(id, offset, &reject);
             }
@@ -177,19 +177,23 @@ impl Committer {
 }
 
 /// Sends a record's messages, and acknowledges it when the stream has them all.
-async fn settle(client: &Client, messages: Vec<(bool, Outgoing)>, ack: Option<Subject>) -> End {
+async fn settle(context: &Context, messages: Vec<(bool, Outgoing)>, ack: Option<Subject>) -> End {
+    let client = context.client();
     let mut duplicates = 0;
     for (is_letter, Outgoing { subject, headers, payload, .. }) in messages {
         fail::fail_point!("sink::produced", |_| End::Failed("a fail point".to_owned()));
         let request = Request::new().headers(headers).payload(payload).timeout(Some(ANSWER_BOUND));
-        let answer = match client.send_request(subject, request).await {
+        let answer = match client.send_request(subject.clone(), request).await {
             Ok(answer) => answer,
+            Err(error) if error.kind() == RequestErrorKind::NoResponders && has_no_stream(context, &subject).await => {
+                return End::Refused { is_letter, reason: format!("no stream takes the subject {subject}") };
+            }
             Err(error) => return End::Failed(error.to_string()),
         };
         match serde_json::from_slice::<Answer>(&answer.payload) {
             Ok(Answer { error: None, duplicate, .. }) => duplicates += usize::from(duplicate),
-            Ok(Answer { error: Some(ApiError { err_code: TOO_LARGE, description }), .. }) => {
-                return End::TooLarge { is_letter, reason: description };
+            Ok(Answer { error: Some(ApiError { err_code, description }), .. }) if TOO_LARGE.contains(&err_code) => {
+                return End::Refused { is_letter, reason: description };
             }
             Ok(Answer { error: Some(ApiError { err_code, description }), .. }) => {
                 return End::Failed(format!("{description} ({err_code})"));
@@ -200,6 +204,12 @@ async fn settle(client: &Client, messages: Vec<(bool, Outgoing)>, ack: Option<Su
     let Some(ack) = ack else { return End::Done { duplicates, is_first: true } };
     let is_first = delivery::read(&ack).is_none_or(|delivery| delivery.count <= 1);
     fail::fail_point!("sink::acknowledge", |_| End::Done { duplicates, is_first });
-    acks::confirm(client, ack).await;
+    acks::confirm(&client, ack).await;
     End::Done { duplicates, is_first }
+}
+
+/// Whether it is certain that no stream takes a subject: a server that just started says nothing of it.
+async fn has_no_stream(context: &Context, subject: &str) -> bool {
+    let found = context.stream_by_subject(subject).await;
+    found.is_err_and(|error| error.kind() == GetStreamByNameErrorKind::NotFound)
 }

@@ -53,7 +53,7 @@ impl Committer {
             return Refused::Route;
         }
         if is_letter {
-            self.ledger.drop_letter(id, offset);
+            self.ledger.drop_letter(id, offset, "it is larger than its topic takes");
         } else {
             let kind = if is_size { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
             self.ledger.readdress(

@@ -4,12 +4,13 @@
 //! Invariant: a partition is held by who wrote its last checkpoint. One that is free, or whose checkpoint was not renewed for
 //! a lease, is claimed by writing the next; of two that try one is refused.
 
+mod begin;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::context::ConsumerInfoErrorKind;
-use async_nats::jetstream::stream::{Info, RetentionPolicy, Stream};
+use async_nats::jetstream::stream::RetentionPolicy;
 use async_nats::{HeaderMap, Subscriber};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -18,13 +19,15 @@ use super::members::{Members, Word};
 use super::pull::Pull;
 use crate::client::checkpoints::{Checkpoints, NatsFault, stream_handle, stream_of};
 use crate::clock;
-use crate::commit::{Checkpoint, OffsetMap};
-use crate::config::{JetStream, OnBadPosition, StartPosition, SubjectFilter};
+use crate::commit::OffsetMap;
+use crate::config::{JetStream, SubjectFilter};
 use crate::record::Fence;
 use crate::source::SourceError;
 
 /// How soon what failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// The longest pause, which it doubles to.
+const AGAIN_MAX: Duration = Duration::from_secs(8);
 /// How long after a word that changes something it is looked at, so that several words make one look.
 const SOON: Duration = Duration::from_millis(50);
 
@@ -86,14 +89,6 @@ enum State {
     Stopped,
 }
 
-/// What became of a try.
-enum Tried {
-    Claimed(Box<Claimed>),
-    /// Somebody else was first, or holds it.
-    Others,
-    Stopped(String),
-}
-
 pub(super) struct Claims {
     pub(super) checkpoints: Arc<Checkpoints>,
     pub(super) limits: JetStream,
@@ -103,6 +98,10 @@ pub(super) struct Claims {
     pub(super) ack_pending_max: usize,
     pub(super) news: Sender<News>,
     pub(super) orders: Receiver<Order>,
+    /// What was said last to be in the way.
+    pub(super) said: String,
+    /// When each stream was created, and how far it went when that was looked at last.
+    pub(super) ends: BTreeMap<String, (String, u64)>,
 }
 
 impl Claims {
@@ -114,13 +113,20 @@ impl Claims {
         let mut words: Option<Subscriber> = None;
         // Where somebody was heard of, a look comes sooner.
         let mut due = clock::now();
+        let mut pause = AGAIN;
         loop {
             let now = clock::now();
             if words.is_none() {
                 words = self.checkpoints.client().subscribe(subject.clone()).await.ok();
             }
             if now >= due {
-                due = now + if self.look(&mut partitions, &mut members).await { self.limits.lease / 3 } else { AGAIN };
+                let trouble = self.look(&mut partitions, &mut members).await;
+                let is_well = trouble.is_none();
+                due = clock::now() + if is_well { self.limits.lease / 3 } else { pause };
+                pause = if is_well { AGAIN } else { (2 * pause).min(AGAIN_MAX) };
+                if self.tell_trouble(trouble).await.is_none() {
+                    return;
+                }
                 self.say(&subject, &partitions, false).await;
             }
             let next = async {
@@ -165,22 +171,22 @@ impl Claims {
 
     /// Finds the streams, as often as it takes. Nothing when the source is gone.
     async fn start(&mut self) -> Option<Vec<Partition>> {
-        let mut said = String::new();
         loop {
             match self.partitions().await {
                 Ok(partitions) => {
+                    self.said.clear();
                     self.tell(News::Joined).await?;
                     return Some(partitions);
                 }
-                Err(NatsFault::Fatal(reason)) => {
+                Err(NatsFault::Fatal(reason) | NatsFault::Stopped(reason)) => {
                     self.tell(News::Failed(SourceError::Fatal(reason))).await;
                     return None;
                 }
                 Err(NatsFault::Later(reason)) => {
-                    if said != reason {
+                    if self.said != reason {
                         tracing::warn!(reason, "waiting for NATS");
                         self.tell(News::Waiting(reason.clone())).await?;
-                        said = reason;
+                        self.said = reason;
                     }
                 }
             }
@@ -212,6 +218,7 @@ impl Claims {
         }
         partitions.iter_mut().for_each(|partition| partition.filters.sort());
         let mut streams: Vec<&str> = partitions.iter().map(|partition| &*partition.place.stream).collect();
+        streams.sort_unstable();
         streams.dedup();
         for stream in streams {
             let handle = stream_handle(context, stream).await?;
@@ -221,9 +228,24 @@ impl Claims {
                      to another; set its retention to limits or workqueue"
                 )));
             }
+            self.check_count(&handle, stream).await?;
         }
         tracing::info!(replies, partitions = partitions.len(), "replies and checkpoints go out together: exactly once");
         Ok(partitions)
+    }
+
+    /// Says what is in the way, once, and when nothing is any more. Nothing when the source is gone.
+    async fn tell_trouble(&mut self, trouble: Option<String>) -> Option<()> {
+        let trouble = trouble.unwrap_or_default();
+        if trouble == self.said {
+            return Some(());
+        }
+        self.said.clone_from(&trouble);
+        if trouble.is_empty() {
+            return self.tell(News::Joined).await;
+        }
+        tracing::warn!(reason = trouble, "claiming again");
+        self.tell(News::Waiting(trouble)).await
     }
 
     /// Whether a look is worth its questions: something is to be given up, or to be had.
@@ -233,8 +255,32 @@ impl Claims {
         held > part || (held < part && held < partitions.len())
     }
 
-    /// One round: what is free is claimed, what is too much is asked back. Returns whether all questions had an answer.
-    async fn look(&self, partitions: &mut [Partition], members: &mut Members) -> bool {
+    /// Partitions of streams that end earlier than they did: what they lost may have been answered, and what comes there now
+    /// has the sequences of other records. They are let go, to be claimed by what their checkpoints say.
+    async fn look_at_ends(&mut self, partitions: &mut [Partition]) -> Result<(), NatsFault> {
+        let is_held = |partition: &Partition| matches!(partition.state, State::Held);
+        let mut streams: Vec<String> =
+            partitions.iter().filter(|partition| is_held(partition)).map(|held| held.place.stream.clone()).collect();
+        streams.sort_unstable();
+        streams.dedup();
+        for stream in streams {
+            let handle = stream_handle(self.checkpoints.context(), &stream).await?;
+            let info = handle.cached_info();
+            let (created, last) = (info.created.to_string(), info.state.last_sequence);
+            let before = self.ends.insert(stream.clone(), (created.clone(), last));
+            let Some((_, end)) = before.filter(|(of, end)| *of == created && *end > last) else { continue };
+            tracing::error!(stream, last, before = end, "the stream has lost its last records");
+            for partition in partitions.iter_mut().filter(|one| is_held(one) && one.place.stream == stream) {
+                partition.state = State::Releasing;
+                let _ = self.tell(News::Release(partition.place.clone())).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// One round: what is free is claimed, what is too much is asked back. Returns what was in the way.
+    async fn look(&mut self, partitions: &mut [Partition], members: &mut Members) -> Option<String> {
+        let mut trouble = self.look_at_ends(partitions).await.err().map(|fault| fault.to_string());
         let now = clock::now();
         let run = &self.checkpoints.owner().run;
         let part = members.part(run, partitions.len(), self.limits.lease, now);
@@ -246,10 +292,9 @@ impl Claims {
             partition.state = State::Releasing;
             count -= 1;
             if self.tell(News::Release(partition.place.clone())).await.is_none() {
-                return true;
+                return trouble;
             }
         }
-        let mut is_answered = true;
         for partition in partitions.iter_mut() {
             let State::Seen(seen) = &partition.state else { continue };
             let seen = *seen;
@@ -259,22 +304,26 @@ impl Claims {
                     if let Some(claimed) = claimed {
                         count += 1;
                         if self.tell(News::Claimed(claimed)).await.is_none() {
-                            return true;
+                            return trouble;
                         }
                     }
                 }
                 Err(NatsFault::Later(reason)) => {
-                    let place = &partition.place;
-                    tracing::debug!(stream = place.stream, partition = place.number, reason, "claiming again");
-                    is_answered = false;
+                    trouble.get_or_insert(reason);
+                }
+                Err(NatsFault::Stopped(reason)) => {
+                    partition.state = State::Stopped;
+                    if self.tell(News::Stopped(partition.place.clone(), reason)).await.is_none() {
+                        return trouble;
+                    }
                 }
                 Err(NatsFault::Fatal(reason)) => {
                     self.tell(News::Failed(SourceError::Fatal(reason))).await;
-                    return true;
+                    return trouble;
                 }
             }
         }
-        is_answered
+        trouble
     }
 
     async fn look_at(
@@ -286,7 +335,7 @@ impl Claims {
         let Place { stream, number } = &partition.place;
         let (sequence, checkpoint) = self.checkpoints.read(stream, *number).await?;
         if let Some(checkpoint) = &checkpoint {
-            same_subjects(partition, &checkpoint.subjects)?;
+            self.check_subjects(partition, checkpoint).await?;
         }
         let now = clock::now();
         let since = seen.filter(|(last, _)| *last == sequence).map_or(now, |(_, since)| since);
@@ -303,136 +352,10 @@ impl Claims {
         if !is_free || !(is_wanted || is_left) {
             return Ok((State::Seen(Some((sequence, since))), None));
         }
-        match self.claim(partition, sequence, checkpoint).await? {
-            Tried::Claimed(claimed) => Ok((State::Held, Some(claimed))),
-            Tried::Others => Ok((State::Seen(None), None)),
-            Tried::Stopped(reason) => {
-                self.tell(News::Stopped(partition.place.clone(), reason)).await;
-                Ok((State::Stopped, None))
-            }
-        }
-    }
-
-    async fn claim(
-        &self,
-        partition: &Partition,
-        sequence: u64,
-        checkpoint: Option<Checkpoint>,
-    ) -> Result<Tried, NatsFault> {
-        let Place { stream: name, number } = &partition.place;
-        let stream = stream_handle(self.checkpoints.context(), name).await?;
-        let consumer = format!("{}-{number}", self.limits.group);
-        let info = stream.cached_info();
-        let created = info.created.to_string();
-        let known = match checkpoint {
-            Some(checkpoint) if checkpoint.created == created => Some(checkpoint.map),
-            Some(_) => {
-                tracing::warn!(
-                    stream = name,
-                    "the stream was made anew since the last checkpoint; starting at its first record"
-                );
-                Some(OffsetMap::empty(first_of(info)))
-            }
-            None => None,
-        };
-        let (map, lost) = match known {
-            Some(map) => {
-                let (raised, gone, beyond) = map.raised_to(first_of(info));
-                // Elsewhere what is gone was acknowledged.
-                let beyond = if info.config.retention == RetentionPolicy::Limits { beyond } else { 0 };
-                let lost = gone + beyond;
-                if lost > 0 {
-                    tracing::error!(
-                        stream = name,
-                        partition = number,
-                        lost,
-                        "limits removed records before they were read"
-                    );
-                }
-                (raised, lost)
-            }
-            None => match self.first_start(&stream, info, &consumer).await? {
-                Ok(base) => (OffsetMap::empty(base), 0),
-                Err(stopped) => return Ok(stopped),
-            },
-        };
-        let fence = Fence { sequence, created, subjects: partition.filters.clone() };
-        let Some(sequence) = self.checkpoints.claim((name, *number), &fence, &map).await? else {
-            return Ok(Tried::Others);
-        };
-        // Made anew, so that it sends what is open in the stream's order, and whoever held the partition gets no more.
-        let _ = stream.delete_consumer(&consumer).await;
-        let config = self.consumer(&consumer, &partition.filters, &map, info);
-        stream.create_consumer(config).await.map_err(NatsFault::later)?;
-        let pull = Pull::new(self.checkpoints.client(), name, &consumer).await?;
-        tracing::info!(stream = name, partition = number, from = map.base(), "claimed");
-        Ok(Tried::Claimed(Box::new(Claimed {
-            place: partition.place.clone(),
-            fence: Fence { sequence, ..fence },
-            committed: map,
-            lost,
-            pull,
-        })))
-    }
-
-    /// Where a group without a checkpoint starts.
-    async fn first_start(
-        &self,
-        stream: &Stream<Info>,
-        info: &Info,
-        consumer: &str,
-    ) -> Result<Result<i64, Tried>, NatsFault> {
-        let acknowledged = match stream.consumer_info(consumer).await {
-            Ok(info) => info.ack_floor.stream_sequence,
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => 0,
-            Err(error) => return Err(NatsFault::later(error)),
-        };
-        let name = &info.config.name;
-        if acknowledged > 0 {
-            if self.limits.on_missing_checkpoint == OnBadPosition::Continue {
-                tracing::error!(
-                    stream = name,
-                    consumer,
-                    acknowledged,
-                    "the checkpoint is gone; going on behind what was acknowledged, as nats.on_missing_checkpoint says"
-                );
-                return Ok(Ok(sequence(acknowledged + 1)));
-            }
-            return Ok(Err(Tried::Stopped(format!(
-                "the consumer {consumer} of {name} has acknowledged records up to {acknowledged}, and its checkpoint is gone: which \
-                 records above are answered is unknown. Set nats.on_missing_checkpoint = \"continue\" to go on behind them, or \
-                 delete the consumer to start as nats.start says"
-            ))));
-        }
-        match self.limits.start {
-            StartPosition::Earliest => Ok(Ok(first_of(info))),
-            StartPosition::Latest => Ok(Ok(sequence(info.state.last_sequence + 1))),
-            StartPosition::Error => Err(NatsFault::Fatal(format!(
-                "the group {} has no checkpoint for {name}; set nats.start to \"earliest\" or \"latest\"",
-                self.limits.group
-            ))),
-        }
-    }
-
-    fn consumer(&self, name: &str, filters: &[String], map: &OffsetMap, info: &Info) -> pull::Config {
-        // Others are refused where each record is one consumer's, and those that are done are gone there.
-        let deliver_policy = if info.config.retention == RetentionPolicy::WorkQueue {
-            DeliverPolicy::All
-        } else {
-            DeliverPolicy::ByStartSequence { start_sequence: u64::try_from(map.base()).unwrap_or(1).max(1) }
-        };
-        pull::Config {
-            durable_name: Some(name.to_owned()),
-            description: Some("forebay: its checkpoint says what is done".to_owned()),
-            deliver_policy,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: self.limits.ack_wait,
-            // Deliveries rise with kills; what a record's own fault is, is counted elsewhere.
-            max_deliver: -1,
-            filter_subjects: filters.to_vec(),
-            max_ack_pending: i64::try_from(self.ack_pending_max).unwrap_or(i64::MAX),
-            ..pull::Config::default()
-        }
+        // Nothing: somebody else was first.
+        let claimed = self.claim(partition, sequence, checkpoint).await?;
+        let state = if claimed.is_some() { State::Held } else { State::Seen(None) };
+        Ok((state, claimed.map(Box::new)))
     }
 
     /// Says who this worker is, to those who share. What is not heard is said again.
@@ -451,29 +374,6 @@ impl Claims {
     }
 }
 
-/// Below a position only the records of its own subjects were looked at: with others some would be lost, or come again as
-/// another partition's.
-fn same_subjects(partition: &Partition, of_checkpoint: &[String]) -> Result<(), NatsFault> {
-    let Partition { place: Place { stream, number }, filters, .. } = partition;
-    if of_checkpoint == filters {
-        return Ok(());
-    }
-    Err(NatsFault::Fatal(format!(
-        "the checkpoint of {stream}/{number} is for the subjects [{}], and the routes read [{}] there: which of these records are \
-         answered is unknown. Give nats.group another name, which starts as nats.start says, or let the routes read the same as before",
-        of_checkpoint.join(", "),
-        filters.join(", ")
-    )))
-}
-
 fn held(partitions: &[Partition]) -> usize {
     partitions.iter().filter(|partition| matches!(partition.state, State::Held)).count()
-}
-
-fn first_of(info: &Info) -> i64 {
-    sequence(info.state.first_sequence.max(1))
-}
-
-fn sequence(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

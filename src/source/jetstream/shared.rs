@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::{Info, Stream};
 use tokio::sync::mpsc::{Receiver, Sender};
 
 use super::claims::{Claimed, News, Order, Place};
@@ -37,7 +38,7 @@ impl Shared {
         loop {
             match self.open(&mut missing, &mut streams).await {
                 Ok(()) => said.clear(),
-                Err(NatsFault::Fatal(reason)) => {
+                Err(NatsFault::Fatal(reason) | NatsFault::Stopped(reason)) => {
                     let _ = self.news.send(News::Failed(SourceError::Fatal(reason))).await;
                     return;
                 }
@@ -124,6 +125,9 @@ impl Shared {
                  would drop others; delete it, or give nats.group another name"
             )));
         }
+        if there.is_none() {
+            self.check_never_exact(&stream).await?;
+        }
         let deliver_policy = match (there, self.limits.start) {
             (Some(config), _) => config.deliver_policy,
             (None, StartPosition::Earliest) => DeliverPolicy::All,
@@ -146,8 +150,8 @@ impl Shared {
             max_ack_pending: -1,
             ..pull::Config::default()
         };
-        stream.create_consumer(config).await.map_err(NatsFault::later)?;
-        let pull = Pull::new(self.checkpoints.client(), name, consumer).await?;
+        let made = stream.create_consumer(config).await.map_err(NatsFault::later)?;
+        let pull = Pull::new(self.checkpoints.client(), made.cached_info()).await?;
         Ok(Claimed {
             place: Place { stream: name.to_owned(), number: 0 },
             fence: Fence { sequence: 0, created: stream.cached_info().created.to_string(), subjects: Vec::new() },
@@ -155,5 +159,18 @@ impl Shared {
             lost: 0,
             pull,
         })
+    }
+
+    /// Whether the group's positions are in checkpoints, which nobody reads here: all would be answered again.
+    async fn check_never_exact(&self, stream: &Stream<Info>) -> Result<(), NatsFault> {
+        let (group, name) = (&self.limits.group, &stream.cached_info().config.name);
+        match stream.consumer_info(format!("{group}-0")).await {
+            Ok(_) => Err(NatsFault::Fatal(format!(
+                "the group {group} was exactly once before, and its checkpoints are not read at least once: all records of {name} would be \
+                 answered again. Give nats.group another name, or delete the consumers {group}-0, … of {name} to start as nats.start says"
+            ))),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(()),
+            Err(error) => Err(NatsFault::later(error)),
+        }
     }
 }

@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use super::checkpoint::{CheckpointStarts, Known};
 use super::{GroupConsumer, SourceError, not_authorised};
 use crate::client::positions::{self, Committed};
+use crate::client::topic_id::topic_id;
 use crate::clock::Stop;
 use crate::commit::{OffsetMap, Reading};
 use crate::config::{Kafka, OnBadPosition, StartPosition};
@@ -64,6 +65,7 @@ impl Starter {
         loop {
             if pending.is_empty() {
                 said = false;
+                self.checkpoints.iter().for_each(CheckpointStarts::nothing_waits);
                 match asked.recv() {
                     Ok(more) => pending.extend(more),
                     Err(_) => return,
@@ -157,17 +159,19 @@ impl Starter {
         let Some(checkpoints) = &self.checkpoints else {
             return self.start(asked, committed, bounds).map(Some);
         };
-        let (known, sequence) = match checkpoints.read(&asked, committed) {
+        let topic_id = topic_id(self.consumer.client(), &asked.topic, QUESTION_TIMEOUT)?;
+        let (answer, sequence) = match checkpoints.read(&asked, &topic_id, committed) {
             None => return Ok(None),
             Some(Known::Otherwise(answer)) => return Ok(Some(answer)),
-            Some(Known::Map(known, sequence)) => (known, sequence),
-        };
-        let answer = match known {
-            Some(map) => self.within(asked, &map, bounds),
-            None => self.first_start(asked, bounds)?,
+            Some(Known::Map(Some(map), sequence)) => (self.within(asked, &map, bounds), sequence),
+            Some(Known::Map(None, sequence)) => (self.first_start(asked, bounds)?, sequence),
+            Some(Known::Anew(sequence)) => {
+                let committed = OffsetMap::empty(bounds.0);
+                (Answer::Start { asked, committed, lost: 0, fence: None }, sequence)
+            }
         };
         let Answer::Start { asked, committed, lost, .. } = answer else { return Ok(Some(answer)) };
-        let fence = self.checkpoints.as_ref().and_then(|starts| starts.claim(&asked, &committed, sequence));
+        let fence = self.checkpoints.as_ref().and_then(|starts| starts.claim(&asked, &topic_id, &committed, sequence));
         Ok(fence.map(|fence| Answer::Start { asked, committed, lost, fence: Some(fence) }))
     }
 
@@ -257,9 +261,13 @@ impl Starter {
                 );
                 return Answer::Start { asked, committed: OffsetMap::empty(high), lost: 0, fence: None };
             }
+            let (whose, or_else) = match &self.checkpoints {
+                None => ("group's", "reset the group's offsets"),
+                Some(_) => ("checkpoint's", "delete the checkpoint and the group's position"),
+            };
             let reason = format!(
-                "the group's position {position} in {place} lies past its end {high}: the topic was truncated or recreated. Set \
-                 kafka.on_bad_position = \"continue\" to go on at the end, or reset the group's offsets"
+                "the {whose} position {position} in {place} lies past its end {high}: the topic was truncated or recreated. Set \
+                 kafka.on_bad_position = \"continue\" to go on at the end, or {or_else}"
             );
             return Answer::Stop { asked, reason };
         }
