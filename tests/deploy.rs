@@ -12,6 +12,8 @@ mod kubernetes;
 mod monitoring;
 #[path = "deploy/queries.rs"]
 mod queries;
+#[path = "deploy/rules.rs"]
+mod rules;
 
 use std::fs;
 use std::io::{self, Write as _};
