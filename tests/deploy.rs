@@ -12,10 +12,11 @@ mod kubernetes;
 mod monitoring;
 #[path = "deploy/queries.rs"]
 mod queries;
+#[path = "deploy/rules.rs"]
+mod rules;
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -115,11 +116,6 @@ fn check_image(image: &str) {
     assert_ne!(tag, "latest", "{image}: a version, or nobody knows what runs");
     let host = name.split_once('/').map_or("", |(first, _)| first);
     assert!(!host.contains(['.', ':']), "{image} names a registry's host");
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn skip(name: &str, why: &str) {

@@ -129,7 +129,9 @@ async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn prometheus_text(State(admin): State<Admin>) -> impl IntoResponse {
-    let text = admin.engine.metrics().to_text(&admin.engine.sights());
+    let metrics = admin.engine.metrics();
+    metrics.ready.set(i64::from(admin.reasons().is_empty()));
+    let text = metrics.to_text(&admin.engine.sights());
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text)
 }
 

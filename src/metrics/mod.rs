@@ -89,8 +89,10 @@ pub struct Metrics {
     pub rebalances: IntCounter,
     /// Partitions assigned now.
     pub partitions_assigned: IntGauge,
-    /// 1 while no broker can be reached.
+    /// 1 while no Kafka broker can be reached.
     pub broker_away: IntGauge,
+    /// 1 while the worker is ready, as of the last look at `/metrics`.
+    pub ready: IntGauge,
     service_requests: IntCounterVec,
     service_errors: IntCounterVec,
     /// Requests that named no subject for their answer, and so got none.
@@ -249,7 +251,8 @@ impl Metrics {
                 .counter("forebay_producers_recycled_total", "Producers made anew after an uncertain end"),
             rebalances: make.counter("forebay_rebalances_total", "Times that partitions were assigned or revoked"),
             partitions_assigned: make.gauge("forebay_partitions_assigned", "Partitions assigned now"),
-            broker_away: make.gauge("forebay_broker_away", "1 while no broker can be reached"),
+            broker_away: make.gauge("forebay_broker_away", "1 while no Kafka broker can be reached"),
+            ready: make.gauge("forebay_ready", "1 while /readyz answers that the worker is ready"),
             service_requests: make.counters(
                 "forebay_service_requests_total",
                 "Requests of NATS clients that were answered, with scores or an error",

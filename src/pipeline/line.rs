@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
@@ -9,6 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::WorkerError;
 use super::shard::Shard;
+use crate::admin::Health;
 use crate::client::acks::Acks;
 use crate::client::checkpoints::Checkpoints;
 use crate::client::nats::NatsConnection;
@@ -28,6 +30,9 @@ use crate::source::{GroupListener, Source};
 
 /// Partitions that were lost and not let go of yet: more than a worker has.
 const LOSSES_MAX: usize = 65_536;
+
+/// How often a line looks whether a NATS server is connected.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Both ends.
 pub(super) struct Line {
@@ -191,10 +196,25 @@ impl KafkaClients {
 /// Connects to NATS.
 fn connect(shard: &Shard, nats: &Nats, runtime: &Runtime) -> Result<Arc<Checkpoints>, WorkerError> {
     let connection = runtime.block_on(NatsConnection::open(&nats.connection));
-    let client = connection.map_err(|error| WorkerError::Client(error.to_string()))?.client().clone();
+    let connection = connection.map_err(|error| WorkerError::Client(error.to_string()))?;
+    let client = connection.client().clone();
+    runtime.spawn(tell_connection(connection, Arc::clone(&shard.health), shard.part("nats")));
     // The client's context starts a task of its own.
     let _entered = runtime.enter();
     Ok(Arc::new(checkpoints(shard, nats, client)))
+}
+
+/// Says that the worker is not ready while no server is connected: a line without records would not notice.
+async fn tell_connection(connection: NatsConnection, health: Arc<Health>, part: String) {
+    loop {
+        if connection.is_connected() {
+            health.ready(&part);
+        } else {
+            let reason = connection.last_error();
+            health.not_ready(&part, &reason.unwrap_or_else(|| "no NATS server is connected".to_owned()));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn jetstream_source(

@@ -80,6 +80,7 @@ fn services_wait_for_what_says_that_it_is_healthy_and_mount_what_is_there() {
             match string(how, "/condition") {
                 "service_healthy" => assert!(!list(other, "/healthcheck/test").is_empty(), "{name}"),
                 "service_completed_successfully" => assert!(other.get("restart").is_none(), "{name}"),
+                "service_started" => {}
                 condition => panic!("{name}: {condition}"),
             }
         }
@@ -121,8 +122,6 @@ fn workers_are_locked_in_and_have_what_their_configs_name() {
         assert!(mounts(worker).iter().any(|(source, target)| *target == "/tmp" && !source.starts_with('.')), "{name}");
         let file = mounted(worker, &image::config_path());
         assert!(text(&file).contains("journal = \"/tmp/"), "{name}: the journal is on the volume");
-        assert_eq!(string(worker, "/build/context"), "..");
-        assert!(root().join(string(worker, "/build/dockerfile")).is_file());
     }
     let volumes: BTreeSet<&str> = workers
         .iter()
@@ -131,6 +130,23 @@ fn workers_are_locked_in_and_have_what_their_configs_name() {
         .map(|(from, _)| from)
         .collect();
     assert_eq!(volumes.len(), workers.len(), "a journal is one worker's");
+}
+
+#[test]
+fn one_worker_builds_the_image_and_the_others_wait_for_it() {
+    let compose = compose();
+    let workers = workers(&compose);
+    // Of two builds that run at once the second finds its image's name taken, and fails.
+    let (builders, takers): (Vec<_>, Vec<_>) = workers.iter().partition(|(_, worker, _)| worker.get("build").is_some());
+    let [(builder, worker, _)] = &builders[..] else { panic!("{} workers build", builders.len()) };
+    assert_eq!(string(worker, "/build/context"), "..");
+    assert!(root().join(string(worker, "/build/dockerfile")).is_file());
+    assert!(!takers.is_empty());
+    for (name, taker, _) in takers {
+        assert_eq!(string(taker, "/image"), string(worker, "/image"), "{name}");
+        assert_eq!(string(taker, "/pull_policy"), "never", "{name}: no registry has the image");
+        assert!(taker.pointer(&format!("/depends_on/{builder}")).is_some(), "{name} alone: nobody builds its image");
+    }
 }
 
 /// Input topics, reply topics and dead letter topics of a config.

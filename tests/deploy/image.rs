@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use serde_json::Value;
@@ -274,6 +275,9 @@ fn the_health_checks_ask_a_worker_whether_it_lives_and_whether_it_is_ready() {
     assert!(is_healthy(&lives, asked) && !is_healthy(&ready, asked));
     served.health.died();
     assert!(!is_healthy(&lives, asked));
-    let nobody = crate::free_port();
+    // The near end of a connection: nobody listens at that port, and nobody else is given it meanwhile.
+    let far_end = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near_end = TcpStream::connect(far_end.local_addr().unwrap()).unwrap();
+    let nobody = near_end.local_addr().unwrap().port();
     assert!(!is_healthy(&lives, nobody) && !is_healthy(&ready, nobody));
 }

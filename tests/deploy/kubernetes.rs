@@ -125,9 +125,13 @@ fn pods_have_no_rights_and_mounts_for_all_that_they_read_and_write() {
     for container in list(pod, "/initContainers").iter().chain(list(pod, "/containers")) {
         let locked = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
         assert_eq!(*at(container, "/securityContext"), locked);
-        assert!(container.pointer("/resources/limits/memory").is_some(), "{}", container["name"]);
+        for resource in ["cpu", "memory"] {
+            let of = |kind: &str| string(container, &format!("/resources/{kind}/{resource}"));
+            assert_eq!(of("requests"), of("limits"), "{} of {}: the pod is Guaranteed", resource, container["name"]);
+        }
     }
-    assert!(container(&set).pointer("/resources/limits/cpu").is_some(), "score threads are counted by the limit");
+    let processors = string(container(&set), "/resources/limits/cpu");
+    assert!(processors.parse::<u32>().is_ok(), "{processors}: cores of its own are whole ones");
     let mounts = list(container(&set), "/volumeMounts");
     let under = |path: &str| {
         let inside = |mount: &&Value| path.starts_with(&format!("{}/", string(mount, "/mountPath")));

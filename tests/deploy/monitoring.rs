@@ -1,12 +1,16 @@
 //! Every query of the dashboard, the alert rules and the autoscaler, against what a worker shows.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use forebay::admin::{self, Health};
+use forebay::clock::{self, Stop};
+use forebay::config::Config;
 use forebay::engine::{InferenceEngine, InferenceEngineConfig, PredictionRequest};
 use forebay::metrics::{CandidateInfo, NodePoolSnapshot, RunnerInfo, RunnerProcess, TrialStats, VersionInfo};
+use forebay::pipeline::Worker;
 use forebay::placement::Pin;
 use forebay::record::ErrorCode;
 use serde_json::Value;
@@ -35,11 +39,12 @@ impl Served {
         Self { engine, health, address }
     }
 
-    /// What `/metrics` shows when all has happened that can: errors of each kind, a shadow, a canary and a Python model.
+    /// What `/metrics` shows when all has happened that can: errors of each kind, a service, a shadow, a canary and a Python model.
     fn shown(&self) -> Shown {
         let metrics = self.engine.metrics();
         metrics.lags.assigned("features", 0, 0);
         metrics.lags.ends("features", 0, 1);
+        let _ = metrics.endpoint("higgs");
         for changed in [true, false] {
             metrics.model_change("higgs", changed);
         }
@@ -108,7 +113,7 @@ fn dashboard_queries(dashboard: &Value) -> Vec<Query> {
     queries
 }
 
-fn alerts() -> Vec<Value> {
+pub(crate) fn alerts() -> Vec<Value> {
     let rules = yaml("deploy/alerts.yml");
     list(&rules, "/groups").iter().flat_map(|group| list(group, "/rules").to_vec()).collect()
 }
@@ -173,6 +178,47 @@ fn a_worker_that_runs_shows_the_same_metrics_as_those_that_queries_are_held_agai
     for name in names {
         let (live, all): (Labels, Labels) = (live.labels(name), all.labels(name));
         assert!(live.is_subset(&all), "{name}: {live:?}, not {all:?}");
+    }
+}
+
+#[test]
+fn the_metric_ready_says_what_readyz_says() {
+    let served = Served::start();
+    let ready = || {
+        let text = ureq::get(format!("http://{}/metrics", served.address)).call().unwrap().body_mut().read_to_string();
+        text.unwrap().lines().find_map(|line| line.strip_prefix("forebay_ready ")).map(str::to_owned)
+    };
+    assert_eq!(ready().as_deref(), Some("1"));
+    served.health.not_ready("service", "no NATS server is connected");
+    assert_eq!(ready().as_deref(), Some("0"));
+    served.health.ready("service");
+    served.engine.metrics().broker_away.set(1);
+    assert_eq!(ready().as_deref(), Some("0"));
+}
+
+#[test]
+fn a_worker_on_jetstream_is_not_ready_without_a_server() {
+    // Nobody listens at the near end of a connection.
+    let far_end = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near_end = TcpStream::connect(far_end.local_addr().unwrap()).unwrap();
+    let (server, model) = (near_end.local_addr().unwrap(), root().join("tests/data/higgs/higgs.model.txt"));
+    for delivery in ["exactly_once", "at_least_once"] {
+        let text = format!(
+            "instance = \"deploy\"\n[nats]\nservers = \"nats://{server}\"\ngroup = \"g\"\ndelivery = \"{delivery}\"\n\
+             [[route]]\ninput = [\"in\"]\nreply_topic = \"out\"\n[[model]]\nname = \"m\"\npath = {model:?}\n\
+             [engine]\njournal = \"off\"\n[admin]\nlisten = \"127.0.0.1:0\"\n"
+        );
+        let config =
+            Config::from_toml(&text, "worker.toml", root(), &crate::Pod).unwrap_or_else(|error| panic!("{error}"));
+        let stop = Arc::new(Stop::default());
+        let worker = Worker::start(&config, None, Arc::clone(&stop)).unwrap();
+        let start = clock::now();
+        while !worker.not_ready().lines().any(|line| line.starts_with("nats: ")) {
+            assert!(clock::now() - start < Duration::from_secs(20), "{delivery}: {}", worker.not_ready());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        stop.request(Duration::ZERO);
+        let _ = worker.wait();
     }
 }
 
