@@ -170,6 +170,7 @@ fn trials(shared: Option<&Arc<Shared>>) -> Vec<Trial> {
         trial("two_shards_are_two_members", group::shards),
         trial("records_of_kafka_are_answered_on_nats_once", crossings::kafka_to_nats),
         trial("records_of_nats_are_answered_on_kafka", crossings::nats_to_kafka),
+        trial("a_topic_that_is_made_anew_is_answered_from_its_start", crossings::topic_made_anew),
         trial("a_file_scores_the_same_as_the_worker", exactly_once::same_as_score),
         trial("sigterm_drains", ends::sigterm_drains),
         trial("a_drain_that_is_cut_short_loses_nothing", ends::cut_short),

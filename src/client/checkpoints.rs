@@ -265,7 +265,10 @@ impl Checkpoints {
         let all = subject.rsplit_once('.').map_or("", |(all, _)| all);
         let counts = stream.info_with_subjects(format!("{all}.*")).await.map_err(NatsFault::later)?;
         let counts: Vec<(String, usize)> = counts.try_collect().await.map_err(NatsFault::later)?;
-        Ok(counts.iter().filter_map(|(subject, _)| subject.rsplit('.').next()?.parse().ok()).collect())
+        let number = |(subject, _): &(String, usize)| subject.rsplit('.').next()?.parse().ok();
+        let mut numbers: Vec<i32> = counts.iter().filter_map(number).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
     /// Says that this worker holds a partition from now on, or that nobody does, behind the checkpoint that was read. Returns

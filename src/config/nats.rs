@@ -82,8 +82,8 @@ pub(super) struct RawNats {
     /// The first tokens of the subjects of checkpoints, which the stream of the replies must take; group, stream and the
     /// partition's number follow as in "ckpt.fraud-scorers.FEATURES.0". Default "ckpt".
     pub(super) checkpoint_subject: String,
-    /// What becomes of a partition whose consumer has come along and whose checkpoint is gone: "stop" leaves it alone and
-    /// says so, "continue" goes on from what the consumer has acknowledged. Default "stop".
+    /// What becomes of a partition whose checkpoint is gone, or lies past its stream's end: "stop" leaves it alone and says so;
+    /// "continue" goes on from what its consumer has acknowledged, or behind the stream's end. Default "stop".
     pub(super) on_missing_checkpoint: OnBadPosition,
     /// How connections are encrypted.
     pub(super) tls: RawTls,

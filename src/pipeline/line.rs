@@ -31,6 +31,8 @@ use crate::source::{GroupListener, Source};
 /// Partitions that were lost and not let go of yet: more than a worker has.
 const LOSSES_MAX: usize = 65_536;
 
+/// How long a line waits for its first connection before it begins without.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// How often a line looks whether a NATS server is connected.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -198,6 +200,8 @@ fn connect(shard: &Shard, nats: &Nats, runtime: &Runtime) -> Result<Arc<Checkpoi
     let connection = runtime.block_on(NatsConnection::open(&nats.connection));
     let connection = connection.map_err(|error| WorkerError::Client(error.to_string()))?;
     let client = connection.client().clone();
+    // A server that is there is connected by then, and the first question to it finds an answer.
+    let _ = runtime.block_on(async { tokio::time::timeout(FIRST_WAIT, client.flush()).await });
     runtime.spawn(tell_connection(connection, Arc::clone(&shard.health), shard.part("nats")));
     // The client's context starts a task of its own.
     let _entered = runtime.enter();

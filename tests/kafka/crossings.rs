@@ -87,3 +87,32 @@ pub(crate) fn nats_to_kafka(shared: &Shared) {
         assert_eq!(workers[1].terminate(), Some(0));
     });
 }
+
+/// A topic that was made anew has other records, whatever their offsets: its checkpoint is of the one that is no more.
+pub(crate) fn topic_made_anew(shared: &Shared) {
+    let name = "anew";
+    let nats = Nats::start();
+    let (input, _) = shared.topics(name, 1);
+    let flow = Flow::new(name, 1);
+    let model = format!("[nats]\nservers = \"{}\"\n", nats.url());
+    let toml = Toml { route: "sink = \"nats\"", model: &model, ..Toml::new(name) }.text(&shared.kafka.brokers());
+    let send = |rows: std::ops::Range<usize>| {
+        let record = |n: usize| Record::new(&format!("k{n}"), shared.higgs.request_at(n, 2).as_bytes());
+        shared.kafka.send(&input, &rows.map(record).collect::<Vec<_>>());
+    };
+    let wait_answered = |count| run(async { flow.wait_answered(&nats.client().await, count).await });
+    run(async { flow.create(&nats.client().await).await });
+    let mut worker = Worker::ready(&toml, "w");
+    send(0..50);
+    wait_answered(50);
+    assert_eq!(worker.terminate(), Some(0));
+    shared.kafka.delete(&input);
+    shared.kafka.create(&[&input], 1);
+    // More than the checkpoint says are done.
+    send(50..150);
+    let mut worker = Worker::ready(&toml, "w");
+    wait_answered(150);
+    run(async { flow.tally(&nats.client().await, &shared.higgs, 150).await }).assert_exactly_once();
+    assert!(worker.log().contains("the topic was made anew"), "{}", worker.log());
+    assert_eq!(worker.terminate(), Some(0));
+}

@@ -412,6 +412,19 @@ fn routes_of_nats() {
         "worker.toml:7: route[0].input[0]: has no place for the partition's number, and nats.partitions is 3; write \
          \"{partition}\" where it stands"
     );
+    let shared = nats.replace("fraud-scorers\"", "a\"\ndelivery = \"at_least_once\"");
+    good(&shared);
+    assert_eq!(
+        message(&shared.replace("[\"features\"]", "[\"a.{partition}\"]")),
+        "worker.toml:7: route[0].input[0]: workers share one consumer of all records with `delivery = \"at_least_once\"`; write \
+         \"*\" in the place of \"{partition}\""
+    );
+    assert_eq!(
+        with("\"scores\"", "\"ckpt.scores\""),
+        "worker.toml:7: route[0].reply_topic: \"ckpt.scores\" is among the subjects of checkpoints (nats.checkpoint_subject); take \
+         another"
+    );
+    good(&nats.replace("\"scores\"", "\"ckpts\""));
     let end = "so that replies would be scored again without end; choose another topic";
     assert_eq!(
         with("[\"features\"]", "[\">\"]"),

@@ -37,7 +37,11 @@ impl Shared {
         let mut streams = Vec::new();
         loop {
             match self.open(&mut missing, &mut streams).await {
-                Ok(()) => said.clear(),
+                Ok(()) if said.is_empty() => {}
+                Ok(()) => {
+                    said.clear();
+                    let _ = self.news.send(News::Joined).await;
+                }
                 Err(NatsFault::Fatal(reason) | NatsFault::Stopped(reason)) => {
                     let _ = self.news.send(News::Failed(SourceError::Fatal(reason))).await;
                     return;
