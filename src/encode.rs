@@ -1,5 +1,6 @@
-//! Scored batches and rejections in, native JSON replies out, their fields in the order of the wire format:
-//! `{"id", "success", "prediction" or "error", "metadata"}`.
+//! Scored batches and rejections in, JSON replies out, each in the protocol of its request. The native one's fields stand in
+//! the order of the wire format: `{"id", "success", "prediction" or "error", "metadata"}`; for the Open Inference Protocol see
+//! `oip`.
 //!
 //! The fixed parts are appended by hand, and what is the same for a whole batch is rendered once. A number is the
 //! shortest text that reads back as the same f64. The payloads of a batch share one allocation, which is used again when
@@ -8,6 +9,7 @@
 //! Invariants: one reply for each ticket, in the batch's order; every reply is JSON, so a score that is no finite number
 //! becomes a `model_error` even if the engine let it through.
 
+mod oip;
 mod schema;
 
 use std::borrow::Cow;
@@ -16,9 +18,13 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub use self::oip::schema::{
+    InferErrorBody, InferErrorParameters, InferReplyBody, InferReplyOutput, InferReplyParameters, InferScores,
+    infer_reply_schema,
+};
 pub use self::schema::{Prediction, ReplyBody, ReplyErrorBody, ReplyMetadataBody, reply_schema};
 use crate::config::ReplyMetadata;
-use crate::record::{ErrorCode, Reject, Reply, Request, ScoredBatch, Ticket};
+use crate::record::{ErrorCode, Protocol, Reject, Reply, Request, ScoredBatch, Ticket};
 
 /// Least bytes of an allocation for payloads.
 const BUFFER_BYTES_MIN: usize = 16 * 1024;
@@ -32,6 +38,7 @@ const SCORE_BYTES_USUAL: usize = 20;
 pub struct Encoder {
     buffer: BytesMut,
     metadata: Metadata,
+    oip: oip::Frame,
 }
 
 impl Encoder {
@@ -55,25 +62,25 @@ impl Encoder {
         let tickets = std::mem::take(&mut batch.tickets);
         assert_eq!(tickets.len(), batch.outcomes.len(), "each ticket of a batch has an outcome");
         self.metadata.level = None;
+        self.oip.forget();
         self.reserve(tickets.len() * REPLY_BYTES_USUAL + batch.scores.len() * SCORE_BYTES_USUAL);
         out.reserve(tickets.len());
         for (ticket, outcome) in tickets.into_iter().zip(&batch.outcomes) {
             let request = ticket.request();
-            self.metadata.render(metadata_of(request.route), &batch);
-            push_id(&mut self.buffer, &ticket);
+            let level = metadata_of(request.route);
             let queued = batch.started.saturating_duration_since(request.arrived);
-            let error = match scores(request, outcome, &batch) {
-                Ok(scores) => {
-                    push_prediction(&mut self.buffer, scores, rows_of(request));
-                    self.metadata.push(&mut self.buffer, queued, Some(scores));
-                    None
+            let scores = scores(request, outcome, &batch);
+            match request.protocol {
+                Protocol::Native => {
+                    self.metadata.render(level, &batch);
+                    self.push_native(&ticket, &scores, queued);
                 }
-                Err(reject) => {
-                    push_error(&mut self.buffer, &reject);
-                    self.metadata.push(&mut self.buffer, queued, None);
-                    Some(Box::new(reject.into_owned()))
+                Protocol::OpenInference => {
+                    self.oip.render(level, &batch);
+                    self.oip.push(&mut self.buffer, &ticket, &scores, queued);
                 }
-            };
+            }
+            let error = scores.err().map(|reject| Box::new(reject.into_owned()));
             let payload = self.finish();
             out.push(Reply { ticket, payload, error });
         }
@@ -82,10 +89,29 @@ impl Encoder {
     /// The reply of a request that never came to the queue: it has no metadata.
     pub fn encode_reject(&mut self, ticket: Ticket, reject: &Reject) -> Reply {
         self.reserve(REPLY_BYTES_USUAL + reject.message.len());
-        push_id(&mut self.buffer, &ticket);
-        push_error(&mut self.buffer, reject);
+        match ticket.request().protocol {
+            Protocol::Native => {
+                push_id(&mut self.buffer, &ticket);
+                push_error(&mut self.buffer, reject);
+            }
+            Protocol::OpenInference => oip::push_reject(&mut self.buffer, &ticket, reject),
+        }
         let payload = self.finish();
         Reply { ticket, payload, error: Some(Box::new(reject.clone())) }
+    }
+
+    fn push_native(&mut self, ticket: &Ticket, scores: &Result<&[f64], Cow<'_, Reject>>, queued: Duration) {
+        push_id(&mut self.buffer, ticket);
+        match scores {
+            Ok(scores) => {
+                push_prediction(&mut self.buffer, scores, rows_of(ticket.request()));
+                self.metadata.push(&mut self.buffer, queued, Some(scores));
+            }
+            Err(reject) => {
+                push_error(&mut self.buffer, reject);
+                self.metadata.push(&mut self.buffer, queued, None);
+            }
+        }
     }
 
     fn reserve(&mut self, bytes: usize) {
@@ -181,7 +207,6 @@ impl Metadata {
             return;
         }
         self.head.clear();
-        self.tail.clear();
         self.head.extend_from_slice(b",\"metadata\":{");
         // Where no model was asked (an expired request), only the wait is known.
         if let Some(model) = &batch.model {
@@ -189,11 +214,21 @@ impl Metadata {
             push_text(&mut self.head, model.name());
             self.head.extend_from_slice(b",\"version\":\"");
             push_whole(&mut self.head, model.version());
+            self.head.extend_from_slice(b"\",");
+        }
+        self.render_rest(level, batch);
+    }
+
+    /// The parts behind the model's name and version.
+    fn render_rest(&mut self, level: ReplyMetadata, batch: &ScoredBatch) {
+        self.tail.clear();
+        if let Some(model) = &batch.model {
             if level == ReplyMetadata::Full {
-                self.head.extend_from_slice(b"\",\"model_sha256\":\"");
+                self.head.extend_from_slice(b"\"model_sha256\":\"");
                 self.head.extend_from_slice(model.sha256().as_bytes());
+                self.head.extend_from_slice(b"\",");
             }
-            self.head.extend_from_slice(b"\",\"batch_size\":");
+            self.head.extend_from_slice(b"\"batch_size\":");
             push_whole(&mut self.head, batch.batch_size);
             self.head.push(b',');
             self.tail.extend_from_slice(b",\"inference_ms\":");
@@ -211,10 +246,15 @@ impl Metadata {
     }
 
     fn push(&self, buffer: &mut BytesMut, queued: Duration, scores: Option<&[f64]>) {
+        self.push_behind(0, buffer, queued, scores);
+    }
+
+    /// The same without the first bytes.
+    fn push_behind(&self, start: usize, buffer: &mut BytesMut, queued: Duration, scores: Option<&[f64]>) {
         if self.level == Some(ReplyMetadata::None) {
             return;
         }
-        buffer.extend_from_slice(&self.head);
+        buffer.extend_from_slice(&self.head[start..]);
         push_millis(buffer, queued);
         buffer.extend_from_slice(&self.tail);
         if let (Some(ReplyMetadata::Full), Some(scores)) = (self.level, scores) {

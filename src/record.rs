@@ -229,6 +229,16 @@ impl Work {
     pub const RETRIES_MAX: u8 = 10;
 }
 
+/// The form of a request's body, in which its reply is written, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// forebay's own: `features` in, `prediction` out.
+    #[default]
+    Native,
+    /// The Open Inference Protocol (V2, JSON): `inputs` in, `outputs` out.
+    OpenInference,
+}
+
 /// One decoded record: who asked, where the answer goes, and what is to be scored or why not.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -246,6 +256,8 @@ pub struct Request {
     pub address: ReplyAddress,
     /// What is to be scored, or the rejection that is its reply.
     pub work: Result<Work, Reject>,
+    /// The form of its reply.
+    pub protocol: Protocol,
     echo: Range<u32>,
     original: Option<u32>,
 }
@@ -443,9 +455,18 @@ impl Chunk {
             key,
             address,
             work,
+            protocol: Protocol::Native,
             echo: start..end,
             original: None,
         });
+    }
+
+    /// Gives the request that was pushed last its protocol, where that is not the native one.
+    ///
+    /// # Panics
+    /// When no request was pushed.
+    pub fn set_protocol(&mut self, protocol: Protocol) {
+        self.requests.last_mut().expect("a request was pushed").protocol = protocol;
     }
 
     /// Keeps the record of the request that was pushed last as it came, for a dead letter.

@@ -1,6 +1,8 @@
 //! The binary as a user runs it: what each subcommand prints, what it says when something is wrong, and its exit code.
 #![allow(clippy::unwrap_used, reason = "a panic is a test's report")]
 
+#[path = "cli/oip.rs"]
+mod oip;
 #[path = "cli/topology.rs"]
 mod topology;
 
@@ -644,7 +646,7 @@ fn config_schema_prints_one_schema_or_writes_all() {
     run(forebay(["config", "schema", "--dir"]).arg(&dir)).expect(0);
     let read = |name: &str| fs::read_to_string(dir.join(format!("{name}.schema.json"))).unwrap();
     assert_eq!(read("config"), printed);
-    for name in ["config", "request", "reply"] {
+    for name in ["config", "request", "reply", "oip-request", "oip-reply"] {
         let text = read(name);
         assert!(text.ends_with("}\n") && !text.ends_with("\n\n"), "{name}");
         assert!(serde_json::from_str::<Value>(&text).unwrap()["$schema"].is_string());

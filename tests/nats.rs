@@ -119,6 +119,7 @@ fn trials() -> Vec<Trial> {
         trial("a_service_is_discovered", service::discovered),
         trial("a_service_scores_as_the_library_does", service::scores),
         trial("a_request_that_cannot_be_scored_is_answered_with_why", service::errors),
+        trial("a_service_answers_open_inference_requests_in_their_own_form", service::open_inference),
         trial("a_service_keeps_deadlines_and_priorities", service::deadlines_and_priorities),
         trial("an_overloaded_service_says_so_at_once", service::overload),
         trial("workers_share_the_requests", service::shared),

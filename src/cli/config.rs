@@ -11,8 +11,8 @@ use schemars::Schema;
 
 use super::exit;
 use crate::config::{self, Config, Overrides};
-use crate::decode::request_schema;
-use crate::encode::reply_schema;
+use crate::decode::{infer_request_schema, request_schema};
+use crate::encode::{infer_reply_schema, reply_schema};
 
 /// Arguments of `forebay config`.
 #[derive(Debug, Args)]
@@ -35,7 +35,8 @@ enum Command {
         after_help = "Examples:\n  forebay config schema > worker.schema.json\n  forebay config schema --dir schemas"
     )]
     Schema {
-        /// Write config.schema.json, request.schema.json and reply.schema.json into this folder, made where it is not there
+        /// Write the schemas of worker.toml, of requests and of replies (oip-: of the Open Inference Protocol) into this folder, made where
+        /// it is not there
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
@@ -87,7 +88,13 @@ fn summary(config: &Config) -> String {
 
 fn write_schemas(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("--dir: cannot make the folder {}", dir.display()))?;
-    let schemas = [("config", config::schema()), ("request", request_schema()), ("reply", reply_schema())];
+    let schemas = [
+        ("config", config::schema()),
+        ("request", request_schema()),
+        ("reply", reply_schema()),
+        ("oip-request", infer_request_schema()),
+        ("oip-reply", infer_reply_schema()),
+    ];
     for (name, schema) in schemas {
         let file = dir.join(format!("{name}.schema.json"));
         fs::write(&file, text(&schema)?).with_context(|| format!("--dir: cannot write {}", file.display()))?;

@@ -45,8 +45,8 @@ Examples:
   forebay score --model higgs.txt higgs.tsv --no-header --skip-columns 1
   tail -f requests.jsonl | forebay score --model fraud.txt
 
-JSON lines: a line is a request, {\"id\": \"r1\", \"features\": [0.1, null, 3]} or {\"features\": {\"age\": 41}}, or a \
-bare array, [0.1, null, 3]. A line without an id gets line/<number>. A timeout_ms counts from when the line is read.
+JSON lines: a line is a request, {\"id\": \"r1\", \"features\": [0.1, null, 3]} or {\"features\": {\"age\": 41}}, a \
+bare array, [0.1, null, 3], or a request of the Open Inference Protocol, {\"inputs\": [...]}. A line without an id gets line/<number>. A timeout_ms counts from when the line is read.
 
 CSV, TSV: columns are found by the model's feature names where the header has them all, in any order, else by \
 position. An empty cell, NA, NaN and null are a missing value; where the model takes text, only an empty cell is. Blank \

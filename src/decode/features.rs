@@ -15,9 +15,10 @@ use std::mem;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::json::{Fault, Scalar, ScalarVisitor};
+use super::json::Fault;
 use super::kinds::{self, text_cell};
 use super::message::{bad_request, clip, nearest, quoted, reject};
+use super::value::{Scalar, ScalarVisitor};
 use crate::model::ModelEntry;
 use crate::record::{Chunk, ErrorCode, Reject, Span, TextMark};
 
@@ -107,7 +108,7 @@ impl Layout {
             return Err(bad_request(format!("{place}: got {}, wants a number or null", quoted(text))));
         }
         if self.rows > 1 && self.named() && self.rows.saturating_mul(model.width) > values_max {
-            return Err(self.too_many(model, values_max));
+            return Err(too_many("features", self.rows, model, values_max));
         }
         if self.named() {
             let mut values = mem::take(chunk.features_mut());
@@ -123,16 +124,7 @@ impl Layout {
             let settled = kinds::settle(&model.kinds, &mut values[marks.features..], model.width, texts, marks.texts);
             settled.map_err(|misfit| bad_request(misfit.message(&self.cell(misfit.row, misfit.column, model))))?;
         }
-        u32::try_from(self.rows).map_err(|_| self.too_many(model, values_max))
-    }
-
-    fn too_many(&self, model: &ModelEntry, values_max: usize) -> Reject {
-        let message = format!(
-            "features: {} rows of {} values are more than the {values_max} that a record may hold; \
-             send fewer rows a record",
-            self.rows, model.width
-        );
-        reject(ErrorCode::TooLarge, message)
+        u32::try_from(self.rows).map_err(|_| too_many("features", self.rows, model, values_max))
     }
 
     fn check_width(&self, model: &ModelEntry) -> Result<(), String> {
@@ -179,10 +171,7 @@ impl Layout {
     }
 
     fn unknown(&self, row: usize, name: &str, model: &ModelEntry) -> String {
-        let place = self.place(row, name);
-        let nearest = quoted(nearest(name, model.feature_names().iter().map(String::as_str)).unwrap_or_default());
-        let model = clip(&model.name, 60);
-        format!("{place}: model {model} has no such feature; did you mean {nearest}?")
+        unknown_feature(&self.place(row, name), name, model)
     }
 
     /// A cell of the ordered rows, as its sender wrote it.
@@ -198,6 +187,22 @@ impl Layout {
         let name = quoted(name);
         if self.many() { format!("features[{row}][{name}]") } else { format!("features[{name}]") }
     }
+}
+
+/// More rows than a record may ask for.
+pub(super) fn too_many(place: &str, rows: usize, model: &ModelEntry, values_max: usize) -> Reject {
+    let message = format!(
+        "{place}: {rows} rows of {} values are more than the {values_max} that a record may hold; send fewer rows a record",
+        model.width
+    );
+    reject(ErrorCode::TooLarge, message)
+}
+
+/// A name that the model has not.
+pub(super) fn unknown_feature(place: &str, name: &str, model: &ModelEntry) -> String {
+    let nearest = quoted(nearest(name, model.feature_names().iter().map(String::as_str)).unwrap_or_default());
+    let model = clip(&model.name, 60);
+    format!("{place}: model {model} has no such feature; did you mean {nearest}?")
 }
 
 /// The next name of a row and what follows it; `None` at the row's end.
@@ -251,6 +256,11 @@ impl<'c> FeatureReader<'c> {
     pub(super) fn new(chunk: &'c mut Chunk) -> Self {
         let texts = chunk.texts_mut().mark();
         Self { chunk, texts, layout: Layout::default(), fault: None, at: Place::default() }
+    }
+
+    /// The chunk that it reads into.
+    pub(super) fn chunk(&mut self) -> &mut Chunk {
+        self.chunk
     }
 
     /// How the values lie.

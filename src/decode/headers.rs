@@ -3,7 +3,7 @@
 //! as absent.
 
 use super::message::{bad_request, quoted_bytes};
-use crate::record::{Chunk, Reject};
+use crate::record::{Chunk, Protocol, Reject};
 
 /// The headers that a reply carries over, byte for byte: each convention's correlation, and the trace.
 const ECHOED: [&str; 5] =
@@ -13,7 +13,9 @@ const ECHOED: [&str; 5] =
 #[derive(Debug, Default)]
 pub(super) struct Headers<'a> {
     /// `forebay-model`: wins over the body, like the next two.
-    pub(super) model: Option<&'a [u8]>,
+    model: Option<&'a [u8]>,
+    /// `mlserver-model`: the same for a body of the Open Inference Protocol.
+    mlserver_model: Option<&'a [u8]>,
     /// `forebay-priority`, as decimal text.
     pub(super) priority: Option<&'a [u8]>,
     /// `forebay-timeout-ms`, as decimal text.
@@ -51,6 +53,7 @@ impl<'a> Headers<'a> {
             // As NATS clients write it, and Kafka clients.
             "content-type" | "Content-Type" => &mut self.content_type,
             "forebay-model" => &mut self.model,
+            "mlserver-model" => &mut self.mlserver_model,
             "forebay-priority" => &mut self.priority,
             "forebay-timeout-ms" => &mut self.timeout_ms,
             "kafka_replyTopic" => &mut self.spring_topic,
@@ -63,6 +66,13 @@ impl<'a> Headers<'a> {
                 &mut self.echoed[index]
             }
         })
+    }
+
+    /// The header that names the model for a body of that protocol, and what it says.
+    pub(super) fn model(&self, protocol: Protocol) -> Option<(&'static str, &'a [u8])> {
+        let mlserver = self.mlserver_model.filter(|_| protocol == Protocol::OpenInference);
+        let own = self.model.map(|name| ("header forebay-model", name));
+        own.or_else(|| mlserver.map(|name| ("header mlserver-model", name)))
     }
 
     /// Hands the headers that the reply carries over to the chunk.

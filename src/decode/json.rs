@@ -1,32 +1,43 @@
-//! A native JSON body in, its fields out: `{"id", "model", "features", "priority", "timeout_ms"}`, in any order.
+//! A JSON body in, its fields out, in any order: `{"id", "model", "features", "priority", "timeout_ms"}`, or where there are
+//! `inputs` the fields of the Open Inference Protocol (`oip`).
 //!
 //! The first fault is kept and the reading goes on, so that the id is found wherever it stands. Only what is no JSON ends
-//! the reading; `salvage` then looks for the id. `null` for a field other than `features` is as if it were absent.
+//! the reading; `salvage` then looks for the id. `null` for a field other than `features` and `inputs` is as if it were
+//! absent.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::Deserializer as _;
+use serde::de::MapAccess;
 
+use super::ID_BYTES_MAX;
 use super::features::{FeatureReader, Layout};
 use super::message::{clip, nearest, quoted};
-use super::{ID_BYTES_MAX, salvage};
-use crate::record::Chunk;
+use super::oip::{Inputs, TakeInputs, TakeOutputs, TakeTerms};
+use super::salvage::{Salvaged, salvage};
+use super::value::{Give, Scalar, Take, Text, given};
+use crate::record::{Chunk, Protocol};
+
+/// Most characters of an unknown field's name that are kept for the message.
+const NAME_CHARS_MAX: usize = 64;
 
 /// What a body says. Names of features and their values are in the chunk's arenas, where `layout` says how they lie.
 #[derive(Debug, Default)]
 pub(super) struct Body<'a> {
+    /// Whose fields it has.
+    pub(super) protocol: Protocol,
     /// The id, if it is one.
     pub(super) id: Option<Id<'a>>,
     /// The model's name, if it is one.
     pub(super) model: Option<Scalar<'a>>,
     /// The level, if it is one.
     pub(super) priority: Option<Scalar<'a>>,
-    /// The timeout, if it is one.
-    pub(super) timeout_ms: Option<Scalar<'a>>,
+    /// The timeout, if it is one, in the protocol's unit.
+    pub(super) timeout: Option<Scalar<'a>>,
     /// How the features lie; `None` when the body has none.
     pub(super) layout: Option<Layout>,
+    /// The tensors of an Open Inference body.
+    pub(super) inputs: Option<Box<Inputs<'a>>>,
     /// The first thing that was wrong.
     pub(super) fault: Option<Fault>,
 }
@@ -38,13 +49,16 @@ pub(super) enum Fault {
     Said(String),
     /// Where in `features` what was found; what is wanted there hangs on the model.
     Cell(String),
+    /// The name of a field that there is not; which there are hangs on the protocol.
+    Unknown(String),
 }
 
 impl Fault {
     /// The message, for a model that takes text or not.
-    pub(super) fn message(self, takes_text: impl FnOnce() -> bool) -> String {
+    pub(super) fn message(self, protocol: Protocol, takes_text: impl FnOnce() -> bool) -> String {
         match self {
             Self::Said(message) => message,
+            Self::Unknown(name) => unknown_field(&name, Field::of(protocol)),
             Self::Cell(got) if takes_text() => format!("{got}, wants a number, a string or null"),
             Self::Cell(got) => format!("{got}, wants a number or null"),
         }
@@ -70,10 +84,27 @@ enum Field {
     Features,
     Priority,
     TimeoutMs,
+    ModelName,
+    Inputs,
+    Outputs,
+    Parameters,
 }
 
 impl Field {
-    const ALL: [Self; 5] = [Self::Id, Self::Model, Self::Features, Self::Priority, Self::TimeoutMs];
+    const ALL: [Self; 9] = [
+        Self::Id,
+        Self::Model,
+        Self::Features,
+        Self::Priority,
+        Self::TimeoutMs,
+        Self::ModelName,
+        Self::Inputs,
+        Self::Outputs,
+        Self::Parameters,
+    ];
+    const NATIVE: [Self; 5] = [Self::Id, Self::Model, Self::Features, Self::Priority, Self::TimeoutMs];
+    /// `model_name` is no field of the standard, but clients of `KServe` send it.
+    const OPEN_INFERENCE: [Self; 5] = [Self::Id, Self::ModelName, Self::Inputs, Self::Outputs, Self::Parameters];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -82,12 +113,29 @@ impl Field {
             Self::Features => "features",
             Self::Priority => "priority",
             Self::TimeoutMs => "timeout_ms",
+            Self::ModelName => "model_name",
+            Self::Inputs => "inputs",
+            Self::Outputs => "outputs",
+            Self::Parameters => "parameters",
+        }
+    }
+
+    const fn of(protocol: Protocol) -> &'static [Self] {
+        match protocol {
+            Protocol::Native => &Self::NATIVE,
+            Protocol::OpenInference => &Self::OPEN_INFERENCE,
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.as_str() == name)
     }
+}
+
+fn unknown_field(name: &str, known: &[Field]) -> String {
+    let known: Vec<&str> = known.iter().map(|field| field.as_str()).collect();
+    let nearest = nearest(name, known.iter().copied()).unwrap_or_default();
+    format!("unknown field {}: did you mean \"{nearest}\"? known fields: {}", quoted(name), known.join(", "))
 }
 
 /// Reads a body. Values and names go to the end of the chunk's arenas, whether or not the body is good.
@@ -97,14 +145,15 @@ pub(super) fn read<'a>(payload: &'a [u8], chunk: &mut Chunk) -> Body<'a> {
         seen: [false; Field::ALL.len()],
         field: None,
         features: FeatureReader::new(chunk),
+        inputs: Inputs::default(),
     };
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let read = deserializer.deserialize_any(&mut reader).and_then(|()| deserializer.end());
+    let read = deserializer.deserialize_any(Give(&mut reader)).and_then(|()| deserializer.end());
     let place = reader.place();
-    let mut body = reader.body;
+    let mut body = reader.finish();
     if let Err(error) = read {
         body.fault = Some(Fault::Said(not_json(&error, payload, &place)));
-        body.id = id_of(payload);
+        (body.id, body.protocol) = glance(payload);
     }
     body
 }
@@ -115,6 +164,7 @@ struct BodyReader<'c, 'a> {
     /// The field that is being read, for the place of an error.
     field: Option<Field>,
     features: FeatureReader<'c>,
+    inputs: Inputs<'a>,
 }
 
 impl<'a> BodyReader<'_, 'a> {
@@ -128,24 +178,18 @@ impl<'a> BodyReader<'_, 'a> {
     fn place(&self) -> String {
         match self.field {
             Some(Field::Features) => self.features.place(),
+            Some(Field::Inputs | Field::Outputs | Field::Parameters) => self.inputs.place(),
             Some(field) => field.as_str().to_owned(),
             None => "the payload".to_owned(),
         }
     }
 
-    fn not_an_object(&mut self, got: &Scalar<'_>) {
-        self.fault(|| format!("the payload: got {got}, wants a JSON object with \"features\""));
-    }
-
     /// The field of a name that is read for the first time. A field twice is a fault: neither is taken for the right one.
     fn open(&mut self, name: &str) -> Option<Field> {
         let Some(field) = Field::from_name(name) else {
-            self.fault(|| {
-                let known = Field::ALL.map(Field::as_str);
-                let nearest = nearest(name, known.into_iter()).unwrap_or_default();
-                let (name, known) = (quoted(name), known.join(", "));
-                format!("unknown field {name}: did you mean \"{nearest}\"? known fields: {known}")
-            });
+            if self.body.fault.is_none() {
+                self.body.fault = Some(Fault::Unknown(clip(name, NAME_CHARS_MAX).into_owned()));
+            }
             return None;
         };
         if std::mem::replace(&mut self.seen[field as usize], true) {
@@ -171,74 +215,73 @@ impl<'a> BodyReader<'_, 'a> {
         let fault = self.features.take_fault();
         self.body.fault = self.body.fault.take().or(fault);
     }
+
+    /// The body, once it is known whose fields it has.
+    fn finish(mut self) -> Body<'a> {
+        let seen = |field: Field| self.seen[field as usize];
+        if seen(Field::Inputs) && !seen(Field::Features) {
+            self.body.protocol = Protocol::OpenInference;
+        }
+        let known = Field::of(self.body.protocol);
+        if let Some(other) = Field::ALL.into_iter().find(|field| seen(*field) && !known.contains(field)) {
+            self.body.fault = Some(match (self.body.protocol, other) {
+                (Protocol::Native, _) if seen(Field::Inputs) => {
+                    let message = "got both \"features\" and \"inputs\", wants one of them: the first is a native request, the \
+                                   second one of the Open Inference Protocol";
+                    Fault::Said(message.to_owned())
+                }
+                (Protocol::Native, other) => Fault::Unknown(other.as_str().to_owned()),
+                (Protocol::OpenInference, Field::Priority) => elsewhere(other, "parameters.priority"),
+                (Protocol::OpenInference, Field::TimeoutMs) => elsewhere(other, "parameters.timeout, in microseconds"),
+                (Protocol::OpenInference, _) => elsewhere(other, "model_name"),
+            });
+        }
+        if self.body.protocol == Protocol::OpenInference {
+            (self.body.priority, self.body.timeout) = self.inputs.take_terms();
+            self.body.inputs = Some(Box::new(self.inputs));
+        }
+        self.body
+    }
 }
 
-/// The value of a field; `None` for `null`.
-fn given<'a, A: MapAccess<'a>>(map: &mut A) -> Result<Option<Scalar<'a>>, A::Error> {
-    Ok(Some(map.next_value()?).filter(|value| *value != Scalar::Null))
+/// A native field beside `inputs`, and what stands for it there.
+fn elsewhere(field: Field, place: &str) -> Fault {
+    Fault::Said(format!("field \"{}\" does not go with \"inputs\": there it is {place}", field.as_str()))
 }
 
-impl<'a> Visitor<'a> for &mut BodyReader<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("any JSON")
+impl<'a> Take<'a> for &mut BodyReader<'_, 'a> {
+    fn whole(self, got: Scalar<'a>) {
+        self.fault(|| format!("the payload: got {got}, wants a JSON object with \"features\""));
     }
 
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Text(name)) = map.next_key()? {
+    fn object<A: MapAccess<'a>>(self, mut object: A) -> Result<(), A::Error> {
+        while let Some(Text(name)) = object.next_key()? {
             self.field = self.open(&name);
             match self.field {
                 Some(Field::Features) => {
-                    map.next_value_seed(&mut self.features)?;
+                    object.next_value_seed(&mut self.features)?;
                     self.take_features();
                 }
                 Some(Field::Id) => {
-                    let id = given(&mut map)?;
+                    let id = given(&mut object)?;
                     self.take_id(id);
                 }
-                Some(Field::Model) => self.body.model = given(&mut map)?,
-                Some(Field::Priority) => self.body.priority = given(&mut map)?,
-                Some(Field::TimeoutMs) => self.body.timeout_ms = given(&mut map)?,
-                None => drop(map.next_value::<Scalar<'_>>()?),
+                Some(Field::Model | Field::ModelName) => self.body.model = given(&mut object)?,
+                Some(Field::Priority) => self.body.priority = given(&mut object)?,
+                Some(Field::TimeoutMs) => self.body.timeout = given(&mut object)?,
+                Some(Field::Inputs) => {
+                    let (inputs, chunk) = (&mut self.inputs, self.features.chunk());
+                    object.next_value_seed(Give(TakeInputs { inputs, chunk }))?;
+                }
+                Some(Field::Outputs) => object.next_value_seed(Give(TakeOutputs(&mut self.inputs)))?,
+                Some(Field::Parameters) => object.next_value_seed(Give(TakeTerms(&mut self.inputs)))?,
+                None => drop(object.next_value::<Scalar<'_>>()?),
+            }
+            if let Some(message) = self.inputs.take_fault() {
+                self.fault(|| message);
             }
             self.field = None;
         }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, seq: A) -> Result<(), A::Error> {
-        self.not_an_object(&ScalarVisitor.visit_seq(seq)?);
-        Ok(())
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.not_an_object(&Scalar::Text(text.into()));
-        Ok(())
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.not_an_object(&Scalar::Null);
-        Ok(())
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.not_an_object(&Scalar::Bool(value));
-        Ok(())
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        self.not_an_object(&Scalar::Whole(number.into()));
-        Ok(())
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
-        self.not_an_object(&Scalar::Whole(number.into()));
-        Ok(())
-    }
-
-    fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
-        self.not_an_object(&Scalar::Number(number));
         Ok(())
     }
 }
@@ -254,9 +297,10 @@ impl<'a> Id<'a> {
     }
 }
 
-/// The id of a body, whatever else is in it; `None` when there is none, or two.
-pub(super) fn id_of(payload: &[u8]) -> Option<Id<'_>> {
-    salvage::id_of_broken(payload).and_then(|id| usable_id(id).ok())
+/// The id of a body and whose fields it has, whatever else is in it. No id when there is none, or two.
+pub(super) fn glance(payload: &[u8]) -> (Option<Id<'_>>, Protocol) {
+    let Salvaged { id, protocol } = salvage(payload);
+    (id.and_then(|id| usable_id(id).ok()), protocol)
 }
 
 fn usable_id(id: Id<'_>) -> Result<Id<'_>, String> {
@@ -265,132 +309,6 @@ fn usable_id(id: Id<'_>) -> Result<Id<'_>, String> {
             Err(format!("id: got {} bytes, wants {ID_BYTES_MAX} at most", text.len()))
         }
         _ => Ok(id),
-    }
-}
-
-/// One JSON value, its text borrowed from the payload where it has no escapes; lists and objects are read over.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Scalar<'a> {
-    Null,
-    Bool(bool),
-    Whole(i128),
-    Number(f64),
-    Text(Cow<'a, str>),
-    List,
-    Object,
-}
-
-impl Scalar<'_> {
-    /// The value as an integer.
-    pub(super) fn whole(&self) -> Option<i128> {
-        match self {
-            Self::Whole(number) => Some(*number),
-            _ => None,
-        }
-    }
-
-    /// The value as a number.
-    pub(super) fn number(&self) -> Option<f64> {
-        match self {
-            #[expect(clippy::cast_precision_loss, reason = "numbers are f64 by the wire format")]
-            Self::Whole(number) => Some(*number as f64),
-            Self::Number(number) => Some(*number),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Scalar<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Null => f.write_str("null"),
-            Self::Bool(value) => write!(f, "{value}"),
-            Self::Whole(number) => write!(f, "{number}"),
-            Self::Number(number) => write!(f, "{number:?}"),
-            Self::Text(text) => f.write_str(&quoted(text)),
-            Self::List => f.write_str("an array"),
-            Self::Object => f.write_str("an object"),
-        }
-    }
-}
-
-impl<'a> Deserialize<'a> for Scalar<'a> {
-    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-/// Reads a [`Scalar`]. Nested values count against the parser's depth limit, which `IgnoredAny` would not do.
-pub(super) struct ScalarVisitor;
-
-impl<'a> Visitor<'a> for ScalarVisitor {
-    type Value = Scalar<'a>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("any JSON")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Scalar<'a>, E> {
-        Ok(Scalar::Null)
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Scalar<'a>, E> {
-        Ok(Scalar::Bool(value))
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Scalar<'a>, E> {
-        Ok(Scalar::Whole(number.into()))
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Scalar<'a>, E> {
-        Ok(Scalar::Whole(number.into()))
-    }
-
-    fn visit_f64<E: Error>(self, number: f64) -> Result<Scalar<'a>, E> {
-        Ok(Scalar::Number(number))
-    }
-
-    fn visit_borrowed_str<E: Error>(self, text: &'a str) -> Result<Scalar<'a>, E> {
-        Ok(Scalar::Text(Cow::Borrowed(text)))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Scalar<'a>, E> {
-        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Scalar<'a>, A::Error> {
-        while seq.next_element::<Scalar<'a>>()?.is_some() {}
-        Ok(Scalar::List)
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Scalar<'a>, A::Error> {
-        while map.next_entry::<Text<'a>, Scalar<'a>>()?.is_some() {}
-        Ok(Scalar::Object)
-    }
-}
-
-/// A string, borrowed where it has no escapes.
-struct Text<'a>(Cow<'a, str>);
-
-impl<'a> Deserialize<'a> for Text<'a> {
-    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'a> Visitor<'a> for TextVisitor {
-            type Value = Text<'a>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E: Error>(self, text: &'a str) -> Result<Text<'a>, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Text<'a>, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(TextVisitor)
     }
 }
 

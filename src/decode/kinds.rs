@@ -18,7 +18,8 @@ pub(super) fn text_cell(number: usize) -> f64 {
     f64::from_bits(TEXT << 32 | number as u64)
 }
 
-fn text_number(value: f64) -> Option<u32> {
+/// The number of the string that a value stands for.
+pub(super) fn text_number(value: f64) -> Option<u32> {
     let bits = value.to_bits();
     if bits >> 32 == TEXT { u32::try_from(bits & u64::from(u32::MAX)).ok() } else { None }
 }

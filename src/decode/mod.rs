@@ -3,8 +3,9 @@
 //!
 //! The way through the files: `headers` collects what the record's headers say, `address` finds where the reply goes,
 //! `scan` reads the usual body and `json` every other, `features` reads its numbers and strings into the chunk's arenas and
-//! orders them for the model, `kinds` holds them against what its columns take, and this page puts them together. `decimal` turns the scanner's digits into numbers; `salvage`
-//! finds the id of a body that is no JSON, so that its error reply carries it.
+//! orders them for the model (`oip` does so with the tensors of the Open Inference Protocol), `kinds` holds them against what its
+//! columns take, and this page puts them together. `decimal` turns the scanner's digits into numbers, `value` is one JSON value;
+//! `salvage` finds the id of a body that is no JSON, so that its error reply carries it.
 //!
 //! Invariants: no I/O and no clock; nothing panics, whatever the bytes; a rejected record leaves no number and no
 //! string in the chunk's feature arenas; a message to a sender holds at most 300 characters.
@@ -16,23 +17,33 @@ mod headers;
 mod json;
 mod kinds;
 mod message;
+mod oip;
 mod salvage;
 mod scan;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod value;
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use self::features::Marks;
 use self::headers::Headers;
-use self::json::{Body, Id, Scalar};
+use self::json::{Body, Id};
 use self::message::{bad_request, clip, nearest_first, quoted, quoted_bytes, reject};
+pub(crate) use self::oip::OUTPUT;
+pub use self::oip::schema::{
+    InferRequestBody, InferRequestInput, InferRequestOutput, InferRequestParameters, TensorData, TensorDatatype,
+    TensorValue, infer_request_schema,
+};
 pub use self::schema::{FeatureValue, RequestBody, RequestFeatures, RequestId, request_schema};
+use self::value::Scalar;
 use crate::config::{DeadlineFrom, TopicPattern};
 use crate::model::{Catalog, LevelTimeout, ModelEntry};
-use crate::record::{Chunk, ErrorCode, Message, ModelId, NewRequest, Priority, Reject, ReplyAddress, Span, Work};
+use crate::record::{
+    Chunk, ErrorCode, Message, ModelId, NewRequest, Priority, Protocol, Reject, ReplyAddress, Span, Work,
+};
 
 /// Most bytes of an id, before escaping: every reply repeats it.
 const ID_BYTES_MAX: usize = 1_024;
@@ -112,9 +123,11 @@ impl RouteDecoder {
         };
 
         let marks = Marks::new(chunk);
+        let mut protocol = Protocol::Native;
         let (id, work) = match self.body(message, &headers, chunk) {
             Ok(mut body) => {
                 let id = body.id.take();
+                protocol = body.protocol;
                 let reading = Reading { route: self, message, received, headers: &headers };
                 let work = address_fault.and_then(|()| reading.work(body, catalog, chunk, marks));
                 (id, work)
@@ -140,6 +153,7 @@ impl RouteDecoder {
             address,
             work,
         });
+        chunk.set_protocol(protocol);
         if self.keep_original {
             chunk.keep_original(message);
         }
@@ -149,7 +163,8 @@ impl RouteDecoder {
     /// Pushes a message's request on the chunk without reading more of it than its id: it is refused, whatever it asks for.
     pub fn refuse(&self, message: &Message<'_>, received: Received, reject: Reject, chunk: &mut Chunk) {
         Headers::read(message.headers).echo(chunk);
-        let id_json = match message.payload.and_then(json::id_of) {
+        let (id, protocol) = message.payload.map(json::glance).unwrap_or_default();
+        let id_json = match id {
             Some(id) => id.write(chunk),
             None => default_id(message, chunk),
         };
@@ -163,6 +178,7 @@ impl RouteDecoder {
             address: ReplyAddress::Route,
             work: Err(reject),
         });
+        chunk.set_protocol(protocol);
     }
 
     /// The body, if the record may be read at all.
@@ -199,19 +215,25 @@ struct Reading<'r, 'm> {
 impl Reading<'_, '_> {
     /// The work of a body, its rows ordered for the model and left in the chunk's feature arena from the mark on.
     fn work(&self, body: Body<'_>, catalog: &Catalog, chunk: &mut Chunk, marks: Marks) -> Result<Work, Reject> {
+        let asks = Asks::of(body.protocol);
+        let model = || self.model(asks, body.model.as_ref(), catalog);
         if let Some(fault) = body.fault {
-            let takes_text = || self.model(body.model.as_ref(), catalog).is_ok_and(|model| model.kinds.has_text());
-            return Err(bad_request(fault.message(takes_text)));
+            let takes_text = || model().is_ok_and(|model| model.kinds.has_text());
+            return Err(bad_request(fault.message(body.protocol, takes_text)));
         }
-        let Some(layout) = body.layout else {
+        if body.layout.is_none() && body.inputs.is_none() {
             return Err(bad_request("features: missing, wants a row of numbers, rows, or an object by feature name"));
-        };
-        let model = self.model(body.model.as_ref(), catalog)?;
-        let priority = self.priority(body.priority.as_ref(), model)?;
-        let deadline = self.deadline(self.timeout(body.timeout_ms.as_ref(), model.timeout(priority))?);
+        }
+        let model = model()?;
+        let priority = self.priority(asks, body.priority.as_ref(), model)?;
+        let deadline = self.deadline(self.timeout(asks, body.timeout.as_ref(), model.timeout(priority))?);
         let values_max = self.route.record_bytes_max / 2;
-        let rows = layout.rows_for(model, values_max, chunk, marks)?;
-        let mut work = chunk.work(model.id, marks.features, rows, layout.many(), priority, deadline);
+        let layout = body.layout.unwrap_or_default();
+        let (rows, many) = match body.inputs {
+            None => (layout.rows_for(model, values_max, chunk, marks)?, layout.many()),
+            Some(inputs) => (inputs.rows_for(model, values_max, chunk, marks)?, true),
+        };
+        let mut work = chunk.work(model.id, marks.features, rows, many, priority, deadline);
         work.retries = self.route.retries;
         if model.kinds.has_text() {
             chunk.attach_texts(&mut work, marks.texts);
@@ -220,12 +242,17 @@ impl Reading<'_, '_> {
     }
 
     /// The model that the header names, else the body, else the route.
-    fn model<'c>(&self, body: Option<&Scalar<'_>>, catalog: &'c Catalog) -> Result<&'c ModelEntry, Reject> {
-        let (place, name) = match (self.headers.model, body) {
-            (Some(name), _) => ("header forebay-model", String::from_utf8_lossy(name)),
-            (None, Some(Scalar::Text(name))) => ("model", Cow::Borrowed(&**name)),
+    fn model<'c>(
+        &self,
+        asks: &Asks,
+        body: Option<&Scalar<'_>>,
+        catalog: &'c Catalog,
+    ) -> Result<&'c ModelEntry, Reject> {
+        let (place, name) = match (self.headers.model(asks.protocol), body) {
+            (Some((header, name)), _) => (header, String::from_utf8_lossy(name)),
+            (None, Some(Scalar::Text(name))) => (asks.model, Cow::Borrowed(&**name)),
             (None, Some(other)) => {
-                return Err(bad_request(format!("model: got {other}, wants a model's name")));
+                return Err(bad_request(format!("{}: got {other}, wants a model's name", asks.model)));
             }
             (None, None) => return self.route_model(catalog),
         };
@@ -257,13 +284,13 @@ impl Reading<'_, '_> {
     }
 
     /// The level that the header names, else the body, else the model's own.
-    fn priority(&self, body: Option<&Scalar<'_>>, model: &ModelEntry) -> Result<Priority, Reject> {
+    fn priority(&self, asks: &Asks, body: Option<&Scalar<'_>>, model: &ModelEntry) -> Result<Priority, Reject> {
         let (place, level, got) = match (self.headers.priority, body) {
             (Some(value), _) => {
                 let level = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                 ("header forebay-priority", level, quoted_bytes(value))
             }
-            (None, Some(value)) => ("priority", value.whole(), value.to_string()),
+            (None, Some(value)) => (asks.priority, value.whole(), value.to_string()),
             (None, None) => return Ok(model.priority_default),
         };
         match level.map(u8::try_from) {
@@ -279,17 +306,18 @@ impl Reading<'_, '_> {
     }
 
     /// The level's timeout, shortened by the one that the header names, or else the body.
-    fn timeout(&self, body: Option<&Scalar<'_>>, level: LevelTimeout) -> Result<Option<Duration>, Reject> {
-        let (place, millis, got) = match (self.headers.timeout_ms, body) {
+    fn timeout(&self, asks: &Asks, body: Option<&Scalar<'_>>, level: LevelTimeout) -> Result<Option<Duration>, Reject> {
+        let (Asks { timeout: (place, unit, in_a_ms), .. }, native) = (asks, &Asks::NATIVE);
+        let (place, unit, millis, got) = match (self.headers.timeout_ms, body) {
             (Some(value), _) => {
                 let millis = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-                ("header forebay-timeout-ms", millis, quoted_bytes(value))
+                ("header forebay-timeout-ms", native.timeout.1, millis, quoted_bytes(value))
             }
-            (None, Some(value)) => ("timeout_ms", value.number(), value.to_string()),
+            (None, Some(value)) => (*place, *unit, value.number().map(|number| number / in_a_ms), value.to_string()),
             (None, None) => return Ok(level.timeout),
         };
         let Some(millis) = millis.filter(|millis: &f64| millis.is_finite() && *millis >= 0.0) else {
-            return Err(bad_request(format!("{place}: got {got}, wants a number of milliseconds, 0 (none) or more")));
+            return Err(bad_request(format!("{place}: got {got}, wants a number of {unit}, 0 (none) or more")));
         };
         if millis == 0.0 || millis > TIMEOUT_MS_MAX {
             return Ok(level.timeout);
@@ -313,6 +341,38 @@ impl Reading<'_, '_> {
             Some(left) => arrived.checked_add(left),
             // Passed before arrival. Where the clock cannot count back that far, arrival is past enough.
             None => Some(arrived.checked_sub(age.saturating_sub(timeout)).unwrap_or(arrived)),
+        }
+    }
+}
+
+/// Where a body of a protocol says what it asks for.
+struct Asks {
+    protocol: Protocol,
+    model: &'static str,
+    priority: &'static str,
+    /// The field, its unit, and how many of those are a millisecond.
+    timeout: (&'static str, &'static str, f64),
+}
+
+impl Asks {
+    const NATIVE: Self = Self {
+        protocol: Protocol::Native,
+        model: "model",
+        priority: "priority",
+        timeout: ("timeout_ms", "milliseconds", 1.0),
+    };
+    /// As Triton's extension "schedule policy" has them.
+    const OPEN_INFERENCE: Self = Self {
+        protocol: Protocol::OpenInference,
+        model: "model_name",
+        priority: "parameters.priority",
+        timeout: ("parameters.timeout", "microseconds", 1_000.0),
+    };
+
+    const fn of(protocol: Protocol) -> &'static Self {
+        match protocol {
+            Protocol::Native => &Self::NATIVE,
+            Protocol::OpenInference => &Self::OPEN_INFERENCE,
         }
     }
 }

@@ -1,13 +1,25 @@
 //! A body that is no JSON in, its id out, if one can be told for sure: the sender of a broken record should still learn
-//! which one it was. `{"features": [NaN], "id": "r7"}` is such a body, and Python's own `json.dumps` writes them.
+//! which one it was, in its own protocol. `{"features": [NaN], "id": "r7"}` is such a body, and Python's own `json.dumps`
+//! writes them.
 
 use serde_json::Deserializer;
 
-use super::json::{Id, Scalar};
+use super::json::Id;
+use super::value::Scalar;
+use crate::record::Protocol;
 
-/// The value of the only `"id"` that is a key of the outermost object; `None` when there is none, or two.
-pub(super) fn id_of_broken(payload: &[u8]) -> Option<Id<'_>> {
-    let mut found = None;
+/// What can be told of a body.
+pub(super) struct Salvaged<'a> {
+    /// The value of the only `"id"` that is a key of the outermost object; `None` when there is none, or two.
+    pub(super) id: Option<Id<'a>>,
+    /// Whose fields the outermost object has.
+    pub(super) protocol: Protocol,
+}
+
+/// Walks over a body.
+pub(super) fn salvage(payload: &[u8]) -> Salvaged<'_> {
+    let (mut ids, mut id) = (0, None);
+    let (mut features, mut inputs) = (false, false);
     let mut depth = 0_usize;
     let mut last = 0;
     let mut at = 0;
@@ -17,13 +29,16 @@ pub(super) fn id_of_broken(payload: &[u8]) -> Option<Id<'_>> {
         match byte {
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
-            b'"' if depth == 1 && matches!(last, b'{' | b',') && &payload[start..at] == b"\"id\"" => {
-                let after = payload[at..].trim_ascii_start();
-                if let Some(value) = after.strip_prefix(b":") {
-                    let id = whole_id(value)?;
-                    if found.replace(id).is_some() {
-                        return None;
+            b'"' if depth == 1 && matches!(last, b'{' | b',') => {
+                let value = payload[at..].trim_ascii_start().strip_prefix(b":");
+                match (&payload[start..at], value) {
+                    (b"\"id\"", Some(value)) => {
+                        ids += 1;
+                        id = whole_id(value);
                     }
+                    (b"\"features\"", Some(_)) => features = true,
+                    (b"\"inputs\"", Some(_)) => inputs = true,
+                    _ => {}
                 }
             }
             _ => {}
@@ -32,7 +47,8 @@ pub(super) fn id_of_broken(payload: &[u8]) -> Option<Id<'_>> {
             last = byte;
         }
     }
-    found
+    let protocol = if inputs && !features { Protocol::OpenInference } else { Protocol::Native };
+    Salvaged { id: id.filter(|_| ids == 1), protocol }
 }
 
 /// The index after the string that starts at `start`, or the payload's end.
@@ -61,7 +77,7 @@ mod tests {
     use super::*;
 
     fn salvaged(payload: &str) -> Option<String> {
-        id_of_broken(payload.as_bytes()).map(|id| match id {
+        salvage(payload.as_bytes()).id.map(|id| match id {
             Id::Text(text) => text.into_owned(),
             Id::Whole(number) => number.to_string(),
             Id::Json(json) => String::from_utf8(json.to_vec()).unwrap(),
@@ -92,6 +108,20 @@ mod tests {
             "\"\\",
         ] {
             assert_eq!(salvaged(payload), None, "{payload}");
+        }
+    }
+
+    #[test]
+    fn tells_the_protocol_by_the_outermost_keys() {
+        for (payload, wanted) in [
+            (r#"{"inputs":[NaN],"id":1}"#, Protocol::OpenInference),
+            (r#"{"id":[1], "inputs" : [{"#, Protocol::OpenInference),
+            (r#"{"inputs"#, Protocol::Native),
+            (r#"{"a":{"inputs":1}}"#, Protocol::Native),
+            (r#"{"inputs":[NaN],"features":[1]}"#, Protocol::Native),
+            ("inputs", Protocol::Native),
+        ] {
+            assert_eq!(salvage(payload.as_bytes()).protocol, wanted, "{payload}");
         }
     }
 }

@@ -12,7 +12,8 @@ use std::borrow::Cow;
 use super::ID_BYTES_MAX;
 use super::decimal::{self, DIGITS_MAX};
 use super::features::Layout;
-use super::json::{Body, Id, Scalar};
+use super::json::{Body, Id};
+use super::value::Scalar;
 
 /// Most digits of a whole number outside of `features`: each one is an `i64`.
 const WHOLE_DIGITS_MAX: usize = 18;
@@ -73,9 +74,9 @@ impl<'a> Cursor<'a> {
                 self.name(b"priority\"")?;
                 body.priority = Some(Scalar::Whole(self.whole()?.into()));
             }
-            b't' if body.timeout_ms.is_none() => {
+            b't' if body.timeout.is_none() => {
                 self.name(b"timeout_ms\"")?;
-                body.timeout_ms = Some(self.whole_or_number()?);
+                body.timeout = Some(self.whole_or_number()?);
             }
             _ => return None,
         }

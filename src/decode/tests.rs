@@ -5,6 +5,7 @@
 mod body;
 mod headers;
 mod naive;
+mod oip;
 mod terms;
 mod text;
 mod usual;

@@ -49,7 +49,7 @@ fn loaded(name: &str) -> Arc<LoadedModel> {
 }
 
 /// One chunk of these bodies, on route 0, 1, 2 and so on.
-fn tickets(bodies: &[&str]) -> Vec<Ticket> {
+pub(super) fn tickets(bodies: &[&str]) -> Vec<Ticket> {
     let mut catalog = Catalog::default();
     let level = Priority::new(1).unwrap();
     catalog.put(ModelEntry::new(ModelId(0), "higgs", &schema(), vec![crate::model::LevelTimeout::default(); 3], level));
@@ -74,7 +74,7 @@ fn tickets(bodies: &[&str]) -> Vec<Ticket> {
 }
 
 /// A batch of these tickets with one row each, or as many as they ask for, in order.
-fn batch(tickets: Vec<Ticket>, scores: Vec<f64>, outputs: usize) -> ScoredBatch {
+pub(super) fn batch(tickets: Vec<Ticket>, scores: Vec<f64>, outputs: usize) -> ScoredBatch {
     let mut first = 0;
     let outcomes = tickets
         .iter()
@@ -98,7 +98,7 @@ fn batch(tickets: Vec<Ticket>, scores: Vec<f64>, outputs: usize) -> ScoredBatch 
     }
 }
 
-fn encode(batch: ScoredBatch, metadata: ReplyMetadata) -> Vec<Reply> {
+pub(super) fn encode(batch: ScoredBatch, metadata: ReplyMetadata) -> Vec<Reply> {
     let mut replies = Vec::new();
     Encoder::new().encode_batch(batch, |_| metadata, &mut replies);
     replies

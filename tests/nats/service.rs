@@ -211,6 +211,46 @@ pub(crate) fn errors() {
     );
 }
 
+pub(crate) fn open_inference() {
+    let nats = Nats::start();
+    let _worker = worker(&nats, "reply_metadata = \"short\"\nin_flight_max = 64", "");
+    let higgs = Higgs::load();
+    let oip = |shape: &str, data: &str| {
+        ask(&format!(
+            "{{\"id\":\"o1\",\"inputs\":[{{\"name\":\"x\",\"shape\":{shape},\"datatype\":\"FP64\",\"data\":{data}}}]}}"
+        ))
+    };
+    let both = format!("[{},{}]", higgs.rows[0], higgs.rows[1]);
+    let native = ask(&format!("{{\"features\":{both}}}"));
+    let answers = python(&nats, &["ask"], &[native, oip("[2,28]", &both), oip("[1,28]", &higgs.rows[1])]);
+    let (native, tensor, one) = (&answers[0]["body"], &answers[1]["body"], &answers[2]["body"]);
+    let scores = [0, 1].map(|row: usize| native["prediction"][row][0].clone());
+    let output = json!([{"name": "predict", "datatype": "FP64", "shape": [2, 1], "data": scores}]);
+    assert_eq!((&tensor["outputs"], &tensor["id"], &tensor["model_name"]), (&output, &json!("o1"), &json!("higgs")));
+    assert_eq!(tensor["model_version"], native["metadata"]["version"]);
+    assert!(tensor["parameters"]["queue_ms"].is_f64() && answers[1]["headers"] == json!({}), "{}", answers[1]);
+    assert_eq!(one["outputs"][0]["data"], json!([scores[1]]));
+
+    // An error in the body as the standard has it, in the headers as NATS has it.
+    let other = json!({"mlserver-model": "other"});
+    let named = ask_with(oip("[1,28]", &higgs.rows[0])["body"].as_str().unwrap(), &other);
+    let cases = [
+        (oip("[1,28]", "[1,2]"), "bad_request", "400", "inputs[0].data: got 2 values, which is not the shape [1, 28]"),
+        (
+            named,
+            "unknown_model",
+            "404",
+            "header mlserver-model: got \"other\", but requests that come in here are for higgs only",
+        ),
+    ];
+    let requests: Vec<Json> = cases.iter().map(|(request, ..)| request.clone()).collect();
+    for (answer, (_, code, number, message)) in python(&nats, &["ask"], &requests).iter().zip(cases) {
+        assert_eq!(answer["body"], json!({"id": "o1", "error": message, "parameters": {"code": code}}));
+        let headers = json!({"Nats-Service-Error": message, "Nats-Service-Error-Code": number, "forebay-error": code});
+        assert_eq!(answer["headers"], headers);
+    }
+}
+
 /// Sends requests at once, and waits for all answers; `None` where none came.
 async fn ask_all(client: &Client, bodies: Vec<String>, headers: &HeaderMap) -> Vec<Option<Message>> {
     let one = |body: String| async {

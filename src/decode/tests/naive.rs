@@ -244,7 +244,7 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 /// A neighbour before and after, to see that it stays whole.
-fn decode_between(payload: &[u8]) -> Chunk {
+pub(super) fn decode_between(payload: &[u8]) -> Chunk {
     let mut chunk = Chunk::default();
     let (route, catalog) = (route(), catalog_with_text());
     let neighbour = br#"{"id":"n","features":{"height":3,"age":1}}"#;
@@ -256,7 +256,7 @@ fn decode_between(payload: &[u8]) -> Chunk {
 }
 
 /// Every request's parts lie in the arenas, and the numbers of the readable ones fill theirs.
-fn check_arenas(mut chunk: Chunk) {
+pub(super) fn check_arenas(mut chunk: Chunk) {
     assert_eq!(chunk.requests().len(), 3);
     let (mut numbers, mut texts) = (0, 0);
     for request in chunk.requests() {

@@ -23,7 +23,7 @@ fn taken(payload: &[u8]) -> Result<bool, TestCaseError> {
     prop_assert!(body.fault.is_none() && scanned.text_mut().is_empty());
     prop_assert!(same_bits(scanned.features_mut(), read.features_mut()));
     // In words, because -0.0 equals 0.0.
-    let rest = |body: &Body<'_>| format!("{:?}", (&body.model, &body.priority, &body.timeout_ms, &body.layout));
+    let rest = |body: &Body<'_>| format!("{:?}", (&body.model, &body.priority, &body.timeout, &body.layout));
     prop_assert_eq!(rest(&body), rest(&wanted));
     let mut written = |id: Option<Id<'_>>| id.map(|id| id.write(&mut read)).map(|span| read.bytes(span).to_vec());
     prop_assert_eq!(written(body.id), written(wanted.id));
