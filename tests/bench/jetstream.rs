@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "in a measurement the panic is the report")]
 
 mod cpu;
+mod no_work;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -28,11 +29,10 @@ use support::jetstream::Flow;
 use support::nats::{Nats, run};
 use support::{Higgs, free_port};
 
-/// What the model that has nothing to do answers: what it costs is the line alone.
-const NO_WORK: &str = include_str!("no_work.txt");
-const NO_WORK_SCORE: f64 = 0.25;
+/// Features of a row.
+const FEATURES: usize = 28;
 /// Records that the bare loop pulls, publishes and waits for at once.
-const LOOP_BATCH: usize = 512;
+const LOOP_BATCH: usize = 500;
 const SAMPLE_EVERY: Duration = Duration::from_millis(50);
 /// The steady middle, as shares of all records.
 const MIDDLE: (f64, f64) = (0.15, 0.85);
@@ -131,7 +131,7 @@ fn measure(nats: &Nats, higgs: &Higgs, subject: Subject, records: usize) -> Row 
         process.wait().unwrap();
         if subject != Subject::BareLoop {
             let replies = flow.replies(&client).await;
-            let expected = |n| if subject == Subject::LineAlone { NO_WORK_SCORE } else { higgs.score_at(n) };
+            let expected = |n| if subject == Subject::LineAlone { no_work::SCORE } else { higgs.score_at(n) };
             Tally::of(&replies, records, expected).assert_exactly_once();
         }
         let context = jetstream::new(client.clone());
@@ -161,7 +161,7 @@ fn start(flow: &Flow, nats: &Nats, subject: Subject, folder: &std::path::Path) -
     let mut toml = flow.toml(nats).replace("ping_interval = \"500ms\"\n", "");
     if subject == Subject::LineAlone {
         let model = folder.join("no-work.txt");
-        fs::write(&model, NO_WORK).unwrap();
+        fs::write(&model, no_work::of_width(FEATURES)).unwrap();
         toml = toml.replace(&Higgs::model().display().to_string(), &model.display().to_string());
     }
     toml += &format!("[cache]\nmode = \"off\"\n[admin]\nlisten = \"127.0.0.1:{}\"\n", free_port());
@@ -184,7 +184,7 @@ async fn middle(client: &Client, flow: &Flow, process: &mut Child, records: usiz
     let context = jetstream::new(client.clone());
     let (mut samples, mut last_new) = (Vec::<Sample>::new(), clock::now());
     loop {
-        let mut stream = context.get_stream(flow.output()).await.unwrap();
+        let stream = context.get_stream(flow.output()).await.unwrap();
         let subject = format!("{}-out", flow.name);
         // The checkpoints among the messages are few, and counted apart.
         let counts = stream.info_with_subjects(subject).await.unwrap();

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "in a measurement the panic is the report")]
 
 mod cpu;
+mod no_work;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -24,9 +25,8 @@ use cpu::process_cpu_us;
 use support::nats::{Nats, run};
 use support::{BOUND, Higgs, Worker};
 
-/// What the model that has nothing to do answers: what it costs is the service alone.
-const NO_WORK: &str = include_str!("no_work.txt");
-const NO_WORK_SCORE: f64 = 0.25;
+/// Features of a row.
+const FEATURES: usize = 28;
 const RATE_PER_S: f64 = 1000.0;
 /// Requests in flight while as many are asked as are answered.
 const IN_FLIGHT: usize = 512;
@@ -94,16 +94,16 @@ fn main() -> ExitCode {
     run(async {
         let client = nats.client().await;
         let folder = tempfile::tempdir().unwrap();
-        let no_work = folder.path().join("no-work.txt");
-        fs::write(&no_work, NO_WORK).unwrap();
+        let leaf = folder.path().join("no-work.txt");
+        fs::write(&leaf, no_work::of_width(FEATURES)).unwrap();
         let mut subjects = [
             subject("echo", "publishes what comes", "echo", Process::Echo(start_echo(&nats.url())), None),
             subject(
                 "service-no-model",
                 "forebay with a model of one leaf",
                 "bench.none.predict",
-                Process::Forebay(Box::new(start_forebay(&nats.url(), "none", &no_work))),
-                Some(|_, _| NO_WORK_SCORE),
+                Process::Forebay(Box::new(start_forebay(&nats.url(), "none", &leaf))),
+                Some(|_, _| no_work::SCORE),
             ),
             subject(
                 "service",
