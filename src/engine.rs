@@ -391,6 +391,15 @@ impl InferenceEngine {
         self.scheduler.submit(submitter, chunk, from)
     }
 
+    /// The same, for a submitter that would rather score a few rows of a small model itself than wait for another thread to wake:
+    /// such requests are handed back before this returns, on the calling thread, where nothing else waits.
+    ///
+    /// # Errors
+    /// [`Closed`] after [`InferenceEngine::shutdown`].
+    pub fn submit_here(&self, submitter: SubmitterId, chunk: &Arc<Chunk>, from: usize) -> Result<usize, Closed> {
+        self.scheduler.submit_here(submitter, chunk, from)
+    }
+
     /// Scores what waits, then ends the threads. What comes later is refused. What waits to be tried again is tried once
     /// more at once.
     pub fn shutdown(&self) {

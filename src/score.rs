@@ -14,6 +14,7 @@
 mod attempt;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod here;
 mod journal;
 mod lookup;
 mod matrix;
@@ -209,7 +210,7 @@ impl Scheduler {
     /// Makes a version ready to be served: its keys in the result cache, where looking up pays.
     pub(crate) fn admit(&self, id: ModelId, model: Arc<LoadedModel>) -> Arc<InService> {
         let admitted = self.cache.as_ref().and_then(|cache| cache.admit(id, &model));
-        Arc::new(InService { model, admitted })
+        Arc::new(InService { model, admitted, alone: here::Alone::default() })
     }
 
     /// What the slot of that id serves from the next batch on: a new slot, or an old one.
@@ -267,6 +268,17 @@ impl Scheduler {
     /// level full and waits for room (the chunk's length when there was none). Where the level's policy is to reject what
     /// finds it full, the submitter gets it back at once. Rejected requests are passed over: they are the submitter's.
     pub(crate) fn submit(&self, submitter: SubmitterId, chunk: &Arc<Chunk>, from: usize) -> Result<usize, Closed> {
+        self.submit_as(submitter, chunk, from, None)
+    }
+
+    /// The same; requests of the model `here` that make a batch by themselves are scored before it returns.
+    fn submit_as(
+        &self,
+        submitter: SubmitterId,
+        chunk: &Arc<Chunk>,
+        from: usize,
+        here: Option<ModelId>,
+    ) -> Result<usize, Closed> {
         let mut earliest: Option<Instant> = None;
         let (mut full, mut crews) = (Vec::new(), Crews::default());
         let mut index = from;
@@ -275,6 +287,7 @@ impl Scheduler {
             return Err(Closed);
         }
         let earliest_before = state.next_deadline();
+        let here = here.filter(|model| state.lanes[model.0 as usize].batcher.is_empty());
         for request in &chunk.requests()[from..] {
             if let Ok(work) = &request.work {
                 let ticket = Ticket { chunk: Arc::clone(chunk), index: u32::try_from(index).expect("a small chunk") };
@@ -299,9 +312,20 @@ impl Scheduler {
             }
             index += 1;
         }
+        let mut expired = Vec::new();
+        let taken = here.and_then(|model| Some((model, self.take_here(&mut state, model, &mut expired)?)));
+        let is_left = taken.as_ref().is_none_or(|(model, _)| !state.lanes[model.0 as usize].batcher.is_empty());
         drop(state);
-        crews.wake(&self.work);
-        if earliest.is_some_and(|new| earliest_before.is_none_or(|old| new < old)) {
+        if is_left {
+            crews.wake(&self.work);
+        }
+        if !expired.is_empty() {
+            self.reject_expired(expired);
+        }
+        if let Some((model, batch)) = taken {
+            self.score_here(model, batch);
+        }
+        if is_left && earliest.is_some_and(|new| earliest_before.is_none_or(|old| new < old)) {
             self.deadlines.notify_one();
         }
         if !full.is_empty() {
@@ -521,6 +545,9 @@ impl Scheduler {
         failpoints::after_naming(&batch);
         let again = attempt::score(scorer.as_mut(), &batch, &matrix, &mut outcomes, &mut scores);
         let inference = clock::now() - scoring;
+        if rows == 1 {
+            turn.version.alone.took(inference);
+        }
         drop((named, scorer, matrix));
         refuse_non_finite(&batch, &mut outcomes, &scores, outputs, model.name());
 

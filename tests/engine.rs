@@ -5,6 +5,8 @@
 mod again;
 #[path = "engine/cache.rs"]
 mod cache;
+#[path = "engine/here.rs"]
+mod here;
 #[cfg(feature = "failpoints")]
 #[path = "engine/journal.rs"]
 mod journal;

@@ -410,6 +410,9 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
+    /// No score thread's number.
+    pub const SPARE: usize = usize::MAX;
+
     /// Makes a scorer for each of `threads` score threads, or of the model's own, and validates the model.
     ///
     /// # Errors
@@ -550,8 +553,11 @@ impl LoadedModel {
     }
 
     /// The scorer of one thread. Each uses its own, so the lock is never waited for, but where a slot's versions are made for
-    /// different numbers of threads.
+    /// different numbers of threads. [`LoadedModel::SPARE`] asks for the one that is no thread's.
     pub fn scorer(&self, thread: usize) -> MutexGuard<'_, Box<dyn Scorer>> {
+        if let Some(spare) = self.spare.as_ref().filter(|_| thread == Self::SPARE) {
+            return spare.lock();
+        }
         self.scorers[thread % self.scorers.len()].lock()
     }
 }

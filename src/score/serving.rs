@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Queued;
+use super::here::Alone;
 use super::lookup::Admitted;
 use crate::batch::Entry;
 use crate::metrics::TrialStats;
@@ -19,6 +20,8 @@ use crate::model::LoadedModel;
 pub(crate) struct InService {
     pub(crate) model: Arc<LoadedModel>,
     pub(super) admitted: Option<Arc<Admitted>>,
+    /// How long a row takes alone.
+    pub(super) alone: Alone,
 }
 
 /// What a slot serves.

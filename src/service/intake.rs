@@ -88,7 +88,7 @@ impl Serve {
         let count = chunk.requests().len();
         let mut from = 0;
         while from < count {
-            let submitted = self.parts.engine.submit(self.submitter, chunk, from);
+            let submitted = self.parts.engine.submit_here(self.submitter, chunk, from);
             let (next, refused) = match submitted {
                 Ok(full) => (full + 1, full..(full + 1).min(count)),
                 Err(_) => (count, from..count),

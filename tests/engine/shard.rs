@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use forebay::batch::BatchPolicy;
@@ -24,6 +25,7 @@ pub(crate) struct Echo {
     /// Asked before each batch of the tests' own rows, which are not negative; those of the validation may be.
     before: fn(&[f64]) -> Result<(), ScoreError>,
     native: bool,
+    compiled: bool,
 }
 
 impl Echo {
@@ -36,7 +38,12 @@ impl Echo {
             outputs: 1,
             details: Vec::new(),
         };
-        Self { schema, before, native: false }
+        Self { schema, before, native: false, compiled: false }
+    }
+
+    /// The same, as if the compiled forest scored it.
+    pub(crate) fn compiled(before: fn(&[f64]) -> Result<(), ScoreError>) -> Self {
+        Self { compiled: true, ..Self::new(before) }
     }
 
     /// The same, as if C code scored it.
@@ -57,6 +64,10 @@ impl Model for Echo {
 
     fn runs_native_code(&self) -> bool {
         self.native
+    }
+
+    fn is_compiled(&self) -> bool {
+        self.compiled
     }
 }
 
@@ -79,6 +90,8 @@ pub(crate) struct End {
     pub(crate) result: Result<f64, Reject>,
     pub(crate) batch_size: u32,
     pub(crate) at: Instant,
+    /// The thread that it was handed back on.
+    pub(crate) thread: ThreadId,
 }
 
 struct Ends {
@@ -92,7 +105,8 @@ impl Submitter for Ends {
         for (place, ticket) in batch.tickets.iter().enumerate() {
             let result = batch.scores_of(place).map(|scores| scores[0]).map_err(Reject::clone);
             let offset = ticket.request().position.offset;
-            let end = End { offset, result, batch_size: batch.batch_size, at: clock::now() };
+            let end =
+                End { offset, result, batch_size: batch.batch_size, at: clock::now(), thread: thread::current().id() };
             (self.observe)(&end);
             let _ = self.sender.send(end);
         }
@@ -136,6 +150,24 @@ impl Shard {
         row: impl Fn(i64) -> f64,
         terms: impl Fn(&mut Work),
     ) -> Instant {
+        let (chunk, arrived) = Self::chunk(offsets, row, terms);
+        let count = chunk.requests().len();
+        assert_eq!(self.engine.submit(self.id, &Arc::new(chunk), 0), Ok(count));
+        arrived
+    }
+
+    /// As [`Shard::submit`], by a submitter that scores itself where that is sooner done.
+    pub(crate) fn submit_here(&self, offsets: impl IntoIterator<Item = i64>, terms: impl Fn(&mut Work)) {
+        let (chunk, _) = Self::chunk(offsets, |offset| offset as f64, terms);
+        let count = chunk.requests().len();
+        assert_eq!(self.engine.submit_here(self.id, &Arc::new(chunk), 0), Ok(count));
+    }
+
+    fn chunk(
+        offsets: impl IntoIterator<Item = i64>,
+        row: impl Fn(i64) -> f64,
+        terms: impl Fn(&mut Work),
+    ) -> (Chunk, Instant) {
         let mut chunk = Chunk::default();
         let arrived = clock::now();
         for offset in offsets {
@@ -148,9 +180,7 @@ impl Shard {
             let address = ReplyAddress::Route;
             chunk.push(NewRequest { position, route: 0, arrived, id_json, key: None, address, work: Ok(work) });
         }
-        let count = chunk.requests().len();
-        assert_eq!(self.engine.submit(self.id, &Arc::new(chunk), 0), Ok(count));
-        arrived
+        (chunk, arrived)
     }
 
     /// The next `count` ends, in the order of their offsets. Nothing may follow within a moment.

@@ -50,7 +50,7 @@ enum Flow {
     },
 }
 
-/// Serves the group's callbacks, which come inside [`KafkaSource::recv`](super::KafkaSource::recv) on its thread.
+/// Serves the group's callbacks, which come inside [`Source::recv`](crate::source::Source::recv) on its thread.
 pub struct GroupContext {
     pub(super) listener: Arc<dyn GroupListener>,
     pub(super) watch: Arc<BrokerWatch>,

@@ -1,0 +1,114 @@
+//! Scoring on the submitter's own thread. To wake a score thread and be woken by it costs tens of microseconds, and a few rows of a
+//! small model far less: where nothing else waits, who submits such requests scores them at once.
+//!
+//! Invariants: only models of safe code (compiled forests) that were timed lately, without a candidate on trial, are scored so,
+//! and only for about [`HERE_NS_MAX`]; what waits already goes first, and by the batcher's own rules.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::{Scheduler, Seat};
+use crate::batch::{Dispatch, Entry};
+use crate::clock;
+use crate::model::LoadedModel;
+use crate::record::{Chunk, ModelId};
+
+/// About the longest that a submitter scores. To wake another thread and be woken by it takes as long.
+const HERE_NS_MAX: u64 = 50_000;
+/// Most requests that are scored so: more are better shared out.
+const HERE_REQUESTS_MAX: usize = 8;
+/// Who scores there: near the first score thread's buffers, with a scorer that is no score thread's.
+const SEAT: Seat = Seat { thread: 0, scorer: LoadedModel::SPARE, lane: None };
+
+/// How long a row takes that is scored alone, in nanoseconds; 0 before one was.
+#[derive(Debug, Default)]
+pub(crate) struct Alone(AtomicU32);
+
+impl Alone {
+    /// A batch of one row was scored. The mean forgets: after ten rows it is the present.
+    pub(super) fn took(&self, time: Duration) {
+        let now = u32::try_from(time.as_nanos()).unwrap_or(u32::MAX).max(1);
+        let before = self.0.load(Ordering::Relaxed);
+        let mean = if before == 0 { now } else { before - before / 8 + now / 8 };
+        self.0.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    fn nanos(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed).into()).filter(|&nanos| nanos > 0)
+    }
+}
+
+impl Scheduler {
+    /// The model that all readable requests of a chunk are for, if they may be scored here.
+    pub(super) fn may_score_here(&self, chunk: &Chunk) -> Option<ModelId> {
+        let mut works = chunk.requests().iter().filter_map(|request| request.work.as_ref().ok());
+        let model = works.clone().next()?.model;
+        if chunk.requests().len() > HERE_REQUESTS_MAX || works.clone().any(|work| work.model != model) {
+            return None;
+        }
+        let serving = self.serving.read();
+        let serving = serving.get(model.0 as usize)?;
+        let is_plain = serving.candidate.is_none() && serving.version.model.is_compiled();
+        let alone = serving.version.alone.nanos().filter(|_| is_plain)?;
+        let rows: u64 = works.by_ref().map(|work| u64::from(work.rows)).sum();
+        (rows * alone <= HERE_NS_MAX).then_some(model)
+    }
+
+    /// What was queued just now into a queue that was empty, if it makes a batch.
+    pub(super) fn take_here(
+        &self,
+        state: &mut super::State,
+        model: ModelId,
+        expired: &mut Vec<Entry<super::Queued>>,
+    ) -> Option<Vec<Entry<super::Queued>>> {
+        let now = clock::now();
+        state.expire(now, expired);
+        let lane = &mut state.lanes[model.0 as usize];
+        if lane.crew.is_some() {
+            return None;
+        }
+        let mut batch = Vec::new();
+        matches!(lane.batcher.poll(now, &mut batch), Dispatch::Batch).then_some(batch)
+    }
+
+    /// Scores it.
+    pub(super) fn score_here(&self, model: ModelId, batch: Vec<Entry<super::Queued>>) {
+        if let Some(served) = self.take_turn(SEAT, model, batch) {
+            let now = clock::now();
+            let took = now.saturating_duration_since(served.started);
+            self.state.lock().lanes[model.0 as usize].batcher.scored(now, served.rows, took);
+        }
+    }
+
+    /// Queues the readable requests of a chunk as [`Scheduler::submit`] does, and scores them before it returns where that is
+    /// sooner done than another thread is woken. [`Submitter::completed`](super::Submitter::completed) is then called on this thread.
+    pub(crate) fn submit_here(
+        &self,
+        submitter: super::SubmitterId,
+        chunk: &Arc<Chunk>,
+        from: usize,
+    ) -> Result<usize, super::Closed> {
+        let model = if from == 0 { self.may_score_here(chunk) } else { None };
+        self.submit_as(submitter, chunk, from, model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_row_follows_what_is_seen() {
+        let alone = Alone::default();
+        assert_eq!(alone.nanos(), None);
+        alone.took(Duration::from_micros(80));
+        assert_eq!(alone.nanos(), Some(80_000));
+        (0..40).for_each(|_| alone.took(Duration::from_micros(8)));
+        assert!((7_900..9_000).contains(&alone.nanos().unwrap_or(0)), "{alone:?}");
+        alone.took(Duration::from_secs(60));
+        assert!(alone.nanos().unwrap_or(0) > HERE_NS_MAX);
+        (0..100).for_each(|_| alone.took(Duration::ZERO));
+        assert!((1..20).contains(&alone.nanos().unwrap_or(0)), "{alone:?}");
+    }
+}
