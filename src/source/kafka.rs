@@ -60,7 +60,7 @@ pub struct KafkaSource {
 pub type GroupConsumer = BaseConsumer<GroupContext>;
 
 impl KafkaSource {
-    /// Joins the group. Partitions are assigned while [`KafkaSource::recv`] is called.
+    /// Joins the group. Partitions are assigned while [`Source::recv`] is called.
     pub(crate) fn join(
         settings: &ClientSettings,
         topics: &[&str],
