@@ -123,7 +123,11 @@ struct DemoArgs {
 #[cfg(feature = "kafka")]
 impl DemoArgs {
     fn rate(&self) -> u32 {
-        self.rate.unwrap_or(if self.brokers.is_some() { 5_000 } else { 8_000 })
+        self.rate.unwrap_or(if self.is_in_process() { 8_000 } else { 5_000 })
+    }
+
+    fn is_in_process(&self) -> bool {
+        self.brokers.is_none()
     }
 }
 
