@@ -5,6 +5,8 @@
 mod batches;
 #[path = "nats/connect.rs"]
 mod connect;
+#[path = "nats/demo.rs"]
+mod demo;
 #[path = "nats/faults.rs"]
 mod faults;
 #[path = "nats/jetstream.rs"]
@@ -102,6 +104,8 @@ fn trials() -> Vec<Trial> {
         trial("workers_killed_at_random_lose_and_double_nothing", kills::workers),
         trial("a_server_killed_at_random_loses_and_doubles_nothing", kills::server),
         trial("killed_workers_that_lie_are_seen", kills::liars),
+        trial("the_demo_counts_every_reply", demo::one_worker_killed),
+        trial("the_demo_can_fail", demo::can_fail),
         trial("a_service_is_discovered", service::discovered),
         trial("a_service_scores_as_the_library_does", service::scores),
         trial("a_request_that_cannot_be_scored_is_answered_with_why", service::errors),

@@ -1,11 +1,13 @@
-//! `forebay demo`: real records through a whole worker, counted where their replies go. Without a broker it runs on
-//! librdkafka's in-process mock cluster; with `--brokers` on a real one, exactly once, with a worker killed midway.
+//! `forebay demo`: real records through a whole worker, counted where their replies go. Without a server it runs on
+//! librdkafka's in-process mock cluster; with `--brokers` on a real one, with `--nats` on streams of JetStream, each
+//! exactly once, with a worker killed midway.
 
 mod check;
 mod cluster;
 mod data;
 mod feed;
 mod place;
+mod streams;
 mod workers;
 
 use std::io::{self, Write as _};
@@ -24,6 +26,7 @@ use self::cluster::Cluster;
 use self::data::{BAD_RECORD, Data};
 use self::feed::{Feed, Sent};
 use self::place::{Place, Replies};
+use self::streams::Streams;
 use self::workers::{InProcess, Process, WORKERS};
 use super::{DemoArgs, exit};
 use crate::clock;
@@ -39,9 +42,10 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("forebay-demo-").tempdir()?;
     let model = model_file(args.model.as_deref(), folder.path())?;
     let data = Arc::new(Data::load(args.expected.as_deref())?);
-    let place: Box<dyn Place> = match &args.brokers {
-        Some(brokers) => Box::new(Cluster::real(brokers)?),
-        None => Box::new(Cluster::mock()?),
+    let place: Box<dyn Place> = match (&args.nats, &args.brokers) {
+        (Some(url), _) => Box::new(Streams::create(url)?),
+        (None, Some(brokers)) => Box::new(Cluster::real(brokers)?),
+        (None, None) => Box::new(Cluster::mock()?),
     };
     let toml = folder.path().join("worker.toml");
     std::fs::write(&toml, workers::worker_toml(&*place, &model))?;
@@ -111,9 +115,11 @@ impl Story<'_> {
         let mut workers = self.start_workers()?;
         self.print_head(&workers)?;
         self.wait_until_ready(&mut workers)?;
+        let faults = self.place.show_service(&self.data)?;
         let requests = self.place.requests()?;
         let sent = Arc::new(Sent::new(self.args.records));
-        let check = Check::new(Arc::clone(&self.data), Arc::clone(&sent), &SHOWN)?;
+        let mut check = Check::new(Arc::clone(&self.data), Arc::clone(&sent), &SHOWN)?;
+        check.wrong.extend(faults);
         let start = clock::now();
         let feed = feed::start(requests, Arc::clone(&self.data), Arc::clone(&sent), self.args.rate())?;
         let mut flow = Flow { sent, replies, check };

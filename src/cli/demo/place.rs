@@ -1,5 +1,9 @@
 //! Where the demo streams, as the rest of it sees that: requests in, replies out, and how far the workers are. What is
-//! Kafka's own is in `cluster`.
+//! Kafka's own is in `cluster`, what is NATS' own in `streams`.
+
+use std::sync::Arc;
+
+use super::data::Data;
 
 /// Partitions of the input.
 pub(super) const PARTITIONS: i32 = 4;
@@ -23,6 +27,11 @@ pub(super) trait Place {
 
     /// Whether the workers have said of all of the input that it is done.
     fn is_all_done(&self) -> bool;
+
+    /// Shows what the workers do besides the flow, before it. Returns what was wrong with that.
+    fn show_service(&self, _data: &Arc<Data>) -> anyhow::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 
     /// What to do next.
     fn next(&self) -> Option<&'static str>;
