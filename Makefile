@@ -11,7 +11,7 @@ CARGO := $(CARGO_PATH) cargo
 BUILD := --release --locked
 FOREBAY := ./target/release/forebay
 
-.PHONY: help setup-build setup-test setup-kafka setup build demo demo-kafka test test-kills test-faults test-overload fuzz bench bench-forest bench-cache bench-batch bench-jetstream bench-service bench-submit bench-python bench-check check
+.PHONY: help setup-build setup-test setup-kafka setup-nats setup build demo demo-kafka demo-nats test test-kills test-faults test-overload fuzz bench bench-forest bench-cache bench-batch bench-jetstream bench-service bench-submit bench-python bench-check check
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ setup-test: ## Install what the tests need: a JDK, a Kafka broker, a NATS server
 setup-kafka:
 	@tests/setup/test kafka
 
+setup-nats:
+	@tests/setup/test nats
+
 setup: setup-build setup-test ## Both of these
 
 # Always asked for before the binary is run: `make test` leaves one with fail points in its place.
@@ -36,6 +39,9 @@ demo: build ## Stream 50,000 real records through an in-process broker
 
 demo-kafka: setup-kafka build ## The same on its own Kafka broker: exactly once, one worker of two killed
 	@tests/servers/with-kafka $(FOREBAY) demo --brokers '{brokers}'
+
+demo-nats: setup-nats build ## The same on its own NATS server: request/reply, then JetStream, exactly once
+	@tests/servers/with-nats $(FOREBAY) demo --nats '{nats}'
 
 INDEXES := $(patsubst %,target/models/%.json,index index-onnx index-onnx_full index-xgboost index-forest index-treelite index-python index-onnx_trees index-tl2cgen index-preprocess index-quantize)
 test: setup $(INDEXES) ## Run all tests, those against a real broker too

@@ -7,6 +7,8 @@ mod batches;
 mod claims;
 #[path = "nats/connect.rs"]
 mod connect;
+#[path = "nats/demo.rs"]
+mod demo;
 #[path = "nats/faults.rs"]
 mod faults;
 #[path = "nats/jetstream.rs"]
@@ -116,6 +118,8 @@ fn trials() -> Vec<Trial> {
         trial("two_groups_share_a_stream_of_replies", shared::two_groups),
         trial("what_a_leaving_worker_has_is_given_back", shared::given_back),
         trial("killed_workers_that_lie_are_seen", kills::liars),
+        trial("the_demo_counts_every_reply", demo::one_worker_killed),
+        trial("the_demo_can_fail", demo::can_fail),
         trial("a_service_is_discovered", service::discovered),
         trial("a_service_scores_as_the_library_does", service::scores),
         trial("a_request_that_cannot_be_scored_is_answered_with_why", service::errors),

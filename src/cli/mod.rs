@@ -77,7 +77,7 @@ enum Command {
     Top(top::TopArgs),
     /// Check a worker.toml, or print it with all defaults
     Config(config::ConfigArgs),
-    /// Stream real records through an in-process broker, or through your own
+    /// Stream real records through an in-process broker, or through a server of yours
     #[cfg(feature = "kafka")]
     Demo(DemoArgs),
 }
@@ -100,16 +100,20 @@ struct RunArgs {
 /// Arguments of `forebay demo`.
 #[cfg(feature = "kafka")]
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  forebay demo\n  forebay demo --brokers localhost:9092\n\n\
+#[command(after_help = "Examples:\n  forebay demo\n  forebay demo --brokers localhost:9092\n  \
+    forebay demo --nats nats://localhost:4222\n\n\
     The last line counts what came back: demo: in=… replies=… lost=… doubled=… records_per_s=… p50_ms=… p99_ms=…")]
 struct DemoArgs {
     /// Brokers of a real cluster; left out, a broker inside this process
     #[arg(long, value_name = "HOST:PORT")]
     brokers: Option<String>,
+    /// A NATS server with JetStream, 2.12 or newer, in place of a broker
+    #[arg(long, value_name = "URL", conflicts_with = "brokers")]
+    nats: Option<String>,
     /// Records to stream
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     records: usize,
-    /// Records a second [default: 8000 in process, 5000 with --brokers]
+    /// Records a second [default: 8000 in process, 5000 with --brokers or --nats]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// A model in place of the shipped one
@@ -123,7 +127,11 @@ struct DemoArgs {
 #[cfg(feature = "kafka")]
 impl DemoArgs {
     fn rate(&self) -> u32 {
-        self.rate.unwrap_or(if self.brokers.is_some() { 5_000 } else { 8_000 })
+        self.rate.unwrap_or(if self.is_in_process() { 8_000 } else { 5_000 })
+    }
+
+    fn is_in_process(&self) -> bool {
+        self.brokers.is_none() && self.nats.is_none()
     }
 }
 

@@ -22,7 +22,7 @@ use crate::config::is_at;
 use crate::record::Fence;
 
 /// Servers before it have no atomic batches.
-const SERVER: (u64, u64) = (2, 12);
+pub(crate) const SERVER: (u64, u64) = (2, 12);
 /// How long a server may take to answer a question.
 const QUESTION_BOUND: Duration = Duration::from_secs(5);
 /// Least room of a message that a checkpoint may need: what its map says is done takes up to 4,096 characters.
@@ -327,9 +327,7 @@ fn check_version(client: &Client) -> Result<(), NatsFault> {
     if version.is_empty() {
         return Err(NatsFault::Later("no NATS server is there yet".to_owned()));
     }
-    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
-    let there = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if there >= SERVER {
+    if has_batches(&version) {
         return Ok(());
     }
     Err(NatsFault::Fatal(format!(
@@ -337,6 +335,12 @@ fn check_version(client: &Client) -> Result<(), NatsFault> {
          nats.delivery = \"at_least_once\"",
         SERVER.0, SERVER.1
     )))
+}
+
+/// Whether a server of this version has atomic batches.
+pub(crate) fn has_batches(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u64>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= SERVER
 }
 
 /// The one stream that takes a subject.
@@ -420,6 +424,12 @@ mod tests {
         let aged = Config { max_age: Duration::from_secs(1), ..good };
         says(aged.clone(), "max_age");
         assert_eq!(problem(Config { allow_message_ttl: true, ..aged }), Ok(()));
+    }
+
+    #[test]
+    fn versions_with_atomic_batches() {
+        assert!(["2.12.0", "2.12.0-RC.1", "2.15.2", "3.0.0"].into_iter().all(has_batches));
+        assert!(!["", "2.11.9", "2.9.25-beta.1", "1.20.0"].into_iter().any(has_batches));
     }
 
     #[test]

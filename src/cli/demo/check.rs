@@ -1,17 +1,12 @@
-//! The demo's reader: every reply is counted by its id and its score compared with the one made beforehand. Nothing
-//! that the worker says about itself is believed.
+//! The demo's judge: every reply is counted by its id and its score compared with the one made beforehand. Nothing that
+//! the worker says about itself is believed.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
-use rdkafka::message::Message as _;
-use rdkafka::{Offset, TopicPartitionList};
 use serde::Deserialize;
 
-use super::cluster::{Cluster, PARTITIONS};
 use super::data::Data;
 use super::feed::Sent;
 
@@ -32,12 +27,14 @@ struct Metadata {
     batch_size: u64,
 }
 
-/// What the reply topic holds so far.
+/// The replies so far.
 pub(super) struct Check {
-    consumer: BaseConsumer,
-    at_end: [bool; PARTITIONS as usize],
+    data: Arc<Data>,
+    sent: Arc<Sent>,
+    /// Records whose replies are kept.
+    show: &'static [usize],
     replies_of: Vec<u32>,
-    wrong: Vec<String>,
+    pub(super) wrong: Vec<String>,
     /// Producer to reader, in microseconds.
     pub(super) latency_us: Histogram<u64>,
     /// Rows of the batch that each reply was scored in.
@@ -55,23 +52,12 @@ pub(super) struct Counts {
 }
 
 impl Check {
-    pub(super) fn new(cluster: &Cluster, records: usize) -> anyhow::Result<Self> {
-        let mut client = cluster.client();
-        client
-            .set("group.id", format!("{}-reader", cluster.group))
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .set("enable.partition.eof", "true");
-        let consumer: BaseConsumer = client.create()?;
-        let mut all = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            all.add_partition_offset(&cluster.scores, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&all)?;
+    pub(super) fn new(data: Arc<Data>, sent: Arc<Sent>, show: &'static [usize]) -> anyhow::Result<Self> {
         Ok(Self {
-            consumer,
-            at_end: [false; PARTITIONS as usize],
-            replies_of: vec![0; records],
+            replies_of: vec![0; sent.records()],
+            data,
+            sent,
+            show,
             wrong: Vec::new(),
             latency_us: Histogram::new(3).context("a histogram of three digits")?,
             batch_rows: Histogram::new(3).context("a histogram of three digits")?,
@@ -79,64 +65,37 @@ impl Check {
         })
     }
 
-    /// Reads what is there; waits a moment when nothing is.
-    pub(super) fn read(&mut self, data: &Data, sent: &Sent, show: &[usize]) -> anyhow::Result<()> {
-        let mut wait = Duration::from_millis(20);
-        while let Some(record) = self.consumer.poll(wait) {
-            match record {
-                Ok(record) => {
-                    if let Ok(partition) = usize::try_from(record.partition()) {
-                        self.at_end[partition] = false;
-                    }
-                    let payload = String::from_utf8_lossy(record.payload().unwrap_or_default()).into_owned();
-                    self.count(&payload, data, sent, show);
-                }
-                Err(KafkaError::PartitionEOF(partition)) => {
-                    if let Ok(partition) = usize::try_from(partition) {
-                        self.at_end[partition] = true;
-                    }
-                }
-                Err(error) if error.rdkafka_error_code().is_some_and(crate::client::is_connection) => {}
-                Err(error) => return Err(error).context("the reply topic cannot be read"),
-            }
-            wait = Duration::ZERO;
-        }
-        Ok(())
-    }
-
-    /// Whether every partition was read to its end.
-    pub(super) fn is_at_end(&self) -> bool {
-        self.at_end.iter().all(|end| *end)
-    }
-
     /// Records that have a reply.
     pub(super) fn answered(&self) -> usize {
         self.replies_of.iter().filter(|replies| **replies > 0).count()
     }
 
-    fn count(&mut self, payload: &str, data: &Data, sent: &Sent, show: &[usize]) {
-        let reply: Reply = match serde_json::from_str(payload) {
+    /// Takes a reply, at the moment that it came.
+    pub(super) fn count(&mut self, payload: &[u8]) {
+        let text = || String::from_utf8_lossy(payload);
+        let reply: Reply = match serde_json::from_slice(payload) {
             Ok(reply) => reply,
-            Err(error) => return self.wrong.push(format!("not a reply ({error}): {payload}")),
+            Err(error) => return self.wrong.push(format!("not a reply ({error}): {}", text())),
         };
         let record = reply.id.strip_prefix('r').and_then(|id| id.parse().ok()).filter(|&id| id < self.replies_of.len());
-        let Some(record) = record else { return self.wrong.push(format!("an id that was never sent: {payload}")) };
+        let Some(record) = record else { return self.wrong.push(format!("an id that was never sent: {}", text())) };
         self.replies_of[record] += 1;
-        if let Some(age) = sent.age(record) {
+        if let Some(age) = self.sent.age(record) {
             self.latency_us += u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
         }
         if let Some(metadata) = reply.metadata {
             self.batch_rows += metadata.batch_size;
         }
-        let right = match data.score(record) {
+        let wanted = self.data.score(record);
+        let right = match wanted {
             None => !reply.success,
             Some(score) => reply.success && matches!(reply.prediction[..], [own] if (own - score).abs() <= TOLERANCE),
         };
         if !right {
-            self.wrong.push(format!("expected {:?}: {payload}", data.score(record)));
+            self.wrong.push(format!("expected {wanted:?}: {}", text()));
         }
-        if show.contains(&record) {
-            self.shown.push((record, payload.to_owned()));
+        if self.show.contains(&record) {
+            self.shown.push((record, text().into_owned()));
         }
     }
 

@@ -1,5 +1,8 @@
-//! Where the demo streams: librdkafka's in-process mock cluster, or a broker of the user's.
+//! The demo's place on Kafka: librdkafka's in-process mock cluster, or a broker of the user's.
 #![allow(unsafe_code, reason = "the mock cluster's settings are not in rdkafka's own interface")]
+
+mod replies;
+mod requests;
 
 use std::time::Duration;
 
@@ -12,18 +15,21 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
+use self::replies::TopicReplies;
+use self::requests::TopicRequests;
+use super::place::{PARTITIONS, Place, Replies, Requests};
 use crate::clock;
 
-/// Partitions of both topics.
-pub(super) const PARTITIONS: i32 = 4;
 const BOUND: Duration = Duration::from_secs(20);
 
 /// A cluster, the demo's two topics on it and its consumer group.
 pub(super) struct Cluster {
-    pub(super) brokers: String,
-    pub(super) features: String,
-    pub(super) scores: String,
-    pub(super) group: String,
+    brokers: String,
+    features: String,
+    scores: String,
+    group: String,
+    /// Asks for the group's positions and never joins it.
+    asker: BaseConsumer,
     /// The mock cluster lives in this client.
     mock: Option<BaseProducer>,
 }
@@ -44,26 +50,13 @@ impl Cluster {
             rdkafka_sys::rd_kafka_mock_group_initial_rebalance_delay_ms(handle, 0);
         }
         drop(mock);
-        let name = |name: &str| name.to_owned();
-        Ok(Self {
-            brokers,
-            features: name("features"),
-            scores: name("scores"),
-            group: name("demo"),
-            mock: Some(holder),
-        })
+        Self::new(brokers, "", "demo", Some(holder))
     }
 
     /// Two fresh topics on a real cluster.
     pub(super) fn real(brokers: &str) -> anyhow::Result<Self> {
-        let run = clock::unix_ms();
-        let cluster = Self {
-            brokers: brokers.to_owned(),
-            features: format!("forebay-demo-{run}-features"),
-            scores: format!("forebay-demo-{run}-scores"),
-            group: format!("forebay-demo-{run}"),
-            mock: None,
-        };
+        let run = format!("forebay-demo-{}", clock::unix_ms());
+        let cluster = Self::new(brokers.to_owned(), &format!("{run}-"), &run, None)?;
         let topics = [&cluster.features, &cluster.scores];
         let topics = topics.map(|topic| NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1)));
         let created = cluster.admin(async |admin, options| admin.create_topics(&topics, options).await)?;
@@ -73,50 +66,21 @@ impl Cluster {
         Ok(cluster)
     }
 
-    pub(super) fn is_mock(&self) -> bool {
-        self.mock.is_some()
-    }
-
-    /// Removes what [`Cluster::real`] made.
-    pub(super) fn clean_up(&self) {
-        if self.is_mock() {
-            return;
-        }
-        let topics = [self.features.as_str(), self.scores.as_str()];
-        if let Err(error) = self.admin(async |admin, options| admin.delete_topics(&topics, options).await) {
-            eprintln!("the demo's topics stay behind: {error}");
-        }
-    }
-
-    pub(super) fn client(&self) -> ClientConfig {
-        let mut client = ClientConfig::new();
-        client.set("bootstrap.servers", &self.brokers).set_log_level(RDKafkaLogLevel::Error);
-        client.set("fetch.wait.max.ms", if self.is_mock() { "5" } else { "500" });
-        client
-    }
-
-    /// Whether the group has committed every record of the features topic.
-    pub(super) fn all_committed(&self, asker: &BaseConsumer) -> bool {
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition_range(&self.features, 0, PARTITIONS - 1);
-        let Ok(committed) = asker.committed_offsets(asked, BOUND) else { return false };
-        committed.elements().iter().all(|element| {
-            let end = asker.fetch_watermarks(&self.features, element.partition(), BOUND);
-            matches!((element.offset(), end), (Offset::Offset(at), Ok((_, end))) if at >= end)
+    fn new(brokers: String, prefix: &str, group: &str, mock: Option<BaseProducer>) -> anyhow::Result<Self> {
+        let mut client = client(&brokers, mock.is_some());
+        client.set("group.id", group).set("enable.auto.commit", "false");
+        Ok(Self {
+            brokers,
+            features: format!("{prefix}features"),
+            scores: format!("{prefix}scores"),
+            group: group.to_owned(),
+            asker: client.create()?,
+            mock,
         })
     }
 
-    /// Whether the group has this many members, all with their partitions.
-    pub(super) fn group_is_stable(&self, asker: &BaseConsumer, members: usize) -> bool {
-        let groups = asker.fetch_group_list(Some(&self.group), BOUND);
-        groups.is_ok_and(|groups| groups.groups().iter().any(|g| g.state() == "Stable" && g.members().len() == members))
-    }
-
-    /// A consumer that asks for the group's positions and never joins it.
-    pub(super) fn asker(&self) -> anyhow::Result<BaseConsumer> {
-        let mut client = self.client();
-        client.set("group.id", &self.group).set("enable.auto.commit", "false");
-        Ok(client.create()?)
+    fn client(&self) -> ClientConfig {
+        client(&self.brokers, self.mock.is_some())
     }
 
     fn admin<T>(
@@ -134,6 +98,73 @@ impl Cluster {
         );
         Ok(done?)
     }
+}
+
+impl Place for Cluster {
+    fn head(&self, rate_per_s: u32) -> String {
+        if self.mock.is_some() {
+            format!(
+                "broker  in process (librdkafka mock), {PARTITIONS} partitions, paced {rate_per_s}/s\n        \
+                 This shows the pipeline. Exactly once needs a real broker: make demo-kafka"
+            )
+        } else {
+            format!("broker  {}, {PARTITIONS} partitions, exactly once, two workers", self.brokers)
+        }
+    }
+
+    fn toml(&self) -> String {
+        let Self { brokers, features, scores, group, .. } = self;
+        // The mock cluster answers a fetch that finds nothing only when its wait is over, whatever comes meanwhile.
+        let fetch = if self.mock.is_some() { "\n[kafka.client]\n\"fetch.wait.max.ms\" = 5\n" } else { "" };
+        format!(
+            "[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n{fetch}\n[[route]]\ninput = [\"{features}\"]\n\
+             reply_topic = \"{scores}\"\n"
+        )
+    }
+
+    fn requests(&self) -> anyhow::Result<Box<dyn Requests>> {
+        Ok(Box::new(TopicRequests::new(self)?))
+    }
+
+    fn replies(&self) -> anyhow::Result<Box<dyn Replies>> {
+        Ok(Box::new(TopicReplies::new(self)?))
+    }
+
+    fn is_shared_by(&self, workers: usize) -> bool {
+        let groups = self.asker.fetch_group_list(Some(&self.group), BOUND);
+        groups.is_ok_and(|groups| groups.groups().iter().any(|g| g.state() == "Stable" && g.members().len() == workers))
+    }
+
+    fn is_all_done(&self) -> bool {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition_range(&self.features, 0, PARTITIONS - 1);
+        let Ok(committed) = self.asker.committed_offsets(asked, BOUND) else { return false };
+        committed.elements().iter().all(|element| {
+            let end = self.asker.fetch_watermarks(&self.features, element.partition(), BOUND);
+            matches!((element.offset(), end), (Offset::Offset(at), Ok((_, end))) if at >= end)
+        })
+    }
+
+    fn next(&self) -> Option<&'static str> {
+        self.mock.is_some().then_some("make demo-kafka · forebay score --help · README \"Your own model\"")
+    }
+
+    fn clean_up(&self) {
+        if self.mock.is_some() {
+            return;
+        }
+        let topics = [self.features.as_str(), self.scores.as_str()];
+        if let Err(error) = self.admin(async |admin, options| admin.delete_topics(&topics, options).await) {
+            eprintln!("the demo's topics stay behind: {error}");
+        }
+    }
+}
+
+fn client(brokers: &str, is_mock: bool) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", brokers).set_log_level(RDKafkaLogLevel::Error);
+    client.set("fetch.wait.max.ms", if is_mock { "5" } else { "500" });
+    client
 }
 
 fn is_away(code: rdkafka::error::RDKafkaErrorCode) -> bool {

@@ -5,11 +5,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
-
-use super::cluster::Cluster;
 use super::data::Data;
+use super::place::Requests;
 use crate::clock;
 
 /// When each record was sent, in microseconds since the start; 0 is not yet.
@@ -34,44 +31,46 @@ impl Sent {
         (at > 0).then(|| (clock::now() - self.start).saturating_sub(Duration::from_micros(at)))
     }
 
+    /// How many there are to send.
+    pub(super) fn records(&self) -> usize {
+        self.at_us.len()
+    }
+
     /// How many were sent.
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    fn stamp(&self, record: usize) {
+    /// This one is sent now.
+    pub(super) fn stamp(&self, record: usize) {
         self.count.fetch_add(1, Ordering::Relaxed);
         let at = u64::try_from((clock::now() - self.start).as_micros()).unwrap_or(u64::MAX).max(1);
         self.at_us[record].store(at, Ordering::Relaxed);
     }
 }
 
+/// The thread that sends.
+pub(super) type Feed = JoinHandle<anyhow::Result<()>>;
+
 /// Sends all records, `rate` a second (0: as fast as it goes).
 pub(super) fn start(
-    cluster: &Cluster,
+    mut requests: Box<dyn Requests>,
     data: Arc<Data>,
     sent: Arc<Sent>,
     rate: u32,
-) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
-    let mut client = cluster.client();
-    // Five requests in flight at most: a slow broker then gets larger batches, not a longer queue of small ones.
-    client.set("linger.ms", "5").set("queue.buffering.max.messages", "1000000").set("enable.idempotence", "true");
-    let producer: ThreadedProducer<DefaultProducerContext> = client.create()?;
-    let topic = cluster.features.clone();
-    // The producer knows its brokers before the clock starts.
-    producer.client().fetch_metadata(Some(&topic), Duration::from_secs(10))?;
+) -> anyhow::Result<Feed> {
     let feed = move || {
         let start = clock::now();
-        for record in 0..sent.at_us.len() {
+        for record in 0..sent.records() {
             if rate > 0 {
                 let due = Duration::from_secs_f64(record as f64 / f64::from(rate));
                 std::thread::sleep(due.saturating_sub(clock::now() - start));
             }
-            let (key, body) = (record.to_string(), data.request(record));
+            let body = data.request(record);
             sent.stamp(record);
-            producer.send(BaseRecord::to(&topic).key(&key).payload(&body)).map_err(|(error, _)| error)?;
+            requests.send(record, body)?;
         }
-        producer.flush(Duration::from_secs(30)).context("the features were not acknowledged")
+        requests.flush()
     };
     Ok(Builder::new().name("demo-feed".to_owned()).spawn(feed)?)
 }

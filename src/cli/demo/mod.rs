@@ -1,10 +1,13 @@
-//! `forebay demo`: real records through a whole worker, counted from the topics. Without a broker it runs on librdkafka's
-//! in-process mock cluster; with `--brokers` on a real one, exactly once, with a worker killed midway.
+//! `forebay demo`: real records through a whole worker, counted where their replies go. Without a server it runs on
+//! librdkafka's in-process mock cluster; with `--brokers` on a real one, with `--nats` on streams of JetStream, each
+//! exactly once, with a worker killed midway.
 
 mod check;
 mod cluster;
 mod data;
 mod feed;
+mod place;
+mod streams;
 mod workers;
 
 use std::io::{self, Write as _};
@@ -17,13 +20,14 @@ use anyhow::{Context as _, bail, ensure};
 use comfy_table::Table;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rdkafka::consumer::BaseConsumer;
 
 use self::check::{Check, Counts};
 use self::cluster::Cluster;
 use self::data::{BAD_RECORD, Data};
-use self::feed::Sent;
-use self::workers::{InProcess, Process};
+use self::feed::{Feed, Sent};
+use self::place::{Place, Replies};
+use self::streams::Streams;
+use self::workers::{InProcess, Process, WORKERS};
 use super::{DemoArgs, exit};
 use crate::clock;
 use crate::placement::Host;
@@ -38,14 +42,15 @@ pub(super) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("forebay-demo-").tempdir()?;
     let model = model_file(args.model.as_deref(), folder.path())?;
     let data = Arc::new(Data::load(args.expected.as_deref())?);
-    let cluster = match &args.brokers {
-        Some(brokers) => Cluster::real(brokers)?,
-        None => Cluster::mock()?,
+    let place: Box<dyn Place> = match (&args.nats, &args.brokers) {
+        (Some(url), _) => Box::new(Streams::create(url)?),
+        (None, Some(brokers)) => Box::new(Cluster::real(brokers)?),
+        (None, None) => Box::new(Cluster::mock()?),
     };
     let toml = folder.path().join("worker.toml");
-    std::fs::write(&toml, workers::worker_toml(&cluster, &model))?;
-    let told = Story { args, data, cluster: &cluster, toml: &toml, folder: folder.path(), model: &model }.tell();
-    cluster.clean_up();
+    std::fs::write(&toml, workers::worker_toml(&*place, &model))?;
+    let told = Story { args, data, place: &*place, toml: &toml, folder: folder.path(), model: &model }.tell();
+    place.clean_up();
     if told.is_err() {
         show_logs(folder.path());
     }
@@ -74,43 +79,66 @@ fn show_logs(folder: &Path) {
 struct Story<'a> {
     args: &'a DemoArgs,
     data: Arc<Data>,
-    cluster: &'a Cluster,
+    place: &'a dyn Place,
     toml: &'a Path,
     folder: &'a Path,
     model: &'a Path,
 }
 
+/// Records under way.
+struct Flow {
+    sent: Arc<Sent>,
+    replies: Box<dyn Replies>,
+    check: Check,
+}
+
+impl Flow {
+    fn read(&mut self) -> anyhow::Result<()> {
+        self.replies.read(&mut |payload| self.check.count(payload))
+    }
+
+    /// Reads what is left when the workers are gone: what came last is there now, and a reply that came twice may still
+    /// lie behind the others.
+    fn read_to_end(&mut self) -> anyhow::Result<()> {
+        let since = clock::now();
+        while !self.replies.is_at_end()? {
+            ensure!(clock::now() - since < STALL_BOUND, "the end of the replies does not come");
+            self.read()?;
+        }
+        Ok(())
+    }
+}
+
 impl Story<'_> {
     fn tell(&self) -> anyhow::Result<Counts> {
-        let records = self.args.records;
-        let mut check = Check::new(self.cluster, records)?;
+        let replies = self.place.replies()?;
         let mut workers = self.start_workers()?;
         self.print_head(&workers)?;
         self.wait_until_ready(&mut workers)?;
-        let sent = Arc::new(Sent::new(records));
+        let faults = self.place.show_service(&self.data)?;
+        let requests = self.place.requests()?;
+        let sent = Arc::new(Sent::new(self.args.records));
+        let mut check = Check::new(Arc::clone(&self.data), Arc::clone(&sent), &SHOWN)?;
+        check.wrong.extend(faults);
         let start = clock::now();
-        let feed = feed::start(self.cluster, Arc::clone(&self.data), Arc::clone(&sent), self.args.rate())?;
-        let bar = progress(records);
-        let answered = self.follow(&mut check, &sent, &mut workers, &bar);
+        let feed = feed::start(requests, Arc::clone(&self.data), Arc::clone(&sent), self.args.rate())?;
+        let mut flow = Flow { sent, replies, check };
+        let bar = progress(self.args.records);
+        let followed = self.follow(&mut flow, &feed, &mut workers, &bar);
         bar.finish();
-        answered?;
+        followed?;
         let took = clock::now() - start;
         match feed.join() {
             Ok(fed) => fed?,
             Err(_) => bail!("the producer panicked"),
         }
         workers.stop()?;
-        // What a worker committed last is in the topic now; a reply that came twice may still lie behind the others.
-        let since = clock::now();
-        while !check.is_at_end() {
-            ensure!(clock::now() - since < STALL_BOUND, "the end of the reply topic does not come");
-            check.read(&self.data, &sent, &SHOWN)?;
-        }
-        self.print_tail(check, took)
+        flow.read_to_end()?;
+        self.print_tail(flow.check, took)
     }
 
     fn start_workers(&self) -> anyhow::Result<Workers> {
-        if self.cluster.is_mock() {
+        if self.args.is_in_process() {
             let worker = InProcess::start(self.toml)?;
             return Ok(Workers::Inside(Box::new(worker)));
         }
@@ -121,7 +149,6 @@ impl Story<'_> {
 
     /// What is measured is the line, not its start.
     fn wait_until_ready(&self, workers: &mut Workers) -> anyhow::Result<()> {
-        let asker = self.cluster.asker()?;
         let since = clock::now();
         loop {
             let waits_for = match workers {
@@ -129,8 +156,8 @@ impl Story<'_> {
                 Workers::Outside { first, second, .. } => {
                     first.check()?;
                     second.check()?;
-                    let ready = self.cluster.group_is_stable(&asker, 2);
-                    if ready { String::new() } else { "the workers have not joined their group".to_owned() }
+                    let ready = self.place.is_shared_by(WORKERS);
+                    if ready { String::new() } else { "the workers do not share the partitions yet".to_owned() }
                 }
             };
             if waits_for.is_empty() {
@@ -141,16 +168,16 @@ impl Story<'_> {
         }
     }
 
-    /// Reads until every record is answered, or all of the input is committed (then what has no reply is lost).
-    fn follow(&self, check: &mut Check, sent: &Sent, workers: &mut Workers, bar: &ProgressBar) -> anyhow::Result<()> {
-        let asker = self.cluster.asker()?;
+    /// Reads until every record is answered, or all of the input is done (then what has no reply is lost).
+    fn follow(&self, flow: &mut Flow, feed: &Feed, workers: &mut Workers, bar: &ProgressBar) -> anyhow::Result<()> {
         let mut progressed: (usize, Instant) = (0, clock::now());
         let records = self.args.records;
         loop {
-            check.read(&self.data, sent, &SHOWN)?;
-            let answered = check.answered();
+            flow.read()?;
+            let answered = flow.check.answered();
             bar.set_position(answered as u64);
-            bar.set_message(format!("waiting {}   batch {:.0}", sent.count() - answered, check.batch_rows.mean()));
+            let waiting = flow.sent.count() - answered;
+            bar.set_message(format!("waiting {waiting}   batch {:.0}", flow.check.batch_rows.mean()));
             if answered == records {
                 return Ok(());
             }
@@ -159,11 +186,9 @@ impl Story<'_> {
             if answered > progressed.0 {
                 progressed = (answered, now);
             } else if now - progressed.1 > Duration::from_secs(2) {
-                let all_sent = sent.age(records - 1).is_some();
-                if all_sent && check.is_at_end() && workers.have_answered(self, &asker) {
+                if feed.is_finished() && flow.replies.is_at_end()? && workers.have_answered(self) {
                     // A reply that became visible with that commit is read before the end is believed.
-                    check.read(&self.data, sent, &SHOWN)?;
-                    return Ok(());
+                    return flow.read();
                 }
                 ensure!(
                     now - progressed.1 < STALL_BOUND,
@@ -201,22 +226,7 @@ impl Story<'_> {
             schema.width(),
             &file.sha256[..8]
         )?;
-        if self.cluster.is_mock() {
-            writeln!(
-                out,
-                "broker  in process (librdkafka mock), {} partitions, paced {}/s",
-                cluster::PARTITIONS,
-                self.args.rate()
-            )?;
-            writeln!(out, "        This shows the pipeline. Exactly once needs a real broker: make demo-kafka")?;
-        } else {
-            writeln!(
-                out,
-                "broker  {}, {} partitions, exactly once, two workers",
-                self.cluster.brokers,
-                cluster::PARTITIONS
-            )?;
-        }
+        writeln!(out, "{}", self.place.head(self.args.rate()))?;
         writeln!(out)?;
         Ok(())
     }
@@ -231,8 +241,8 @@ impl Story<'_> {
             writeln!(out, "reply     key={record}  {reply}\n")?;
         }
         writeln!(out, "{}", table(&check.latency_us, &check.batch_rows))?;
-        if self.cluster.is_mock() {
-            writeln!(out, "next: make demo-kafka · forebay score --help · README \"Your own model\"")?;
+        if let Some(next) = self.place.next() {
+            writeln!(out, "next: {next}")?;
         }
         let (p50, p99) = (check.latency_us.value_at_quantile(0.5), check.latency_us.value_at_quantile(0.99));
         let counts = check.counts();
@@ -280,11 +290,11 @@ impl Workers {
         Ok(())
     }
 
-    /// Whether all of the input is committed. The mock cluster forgets what a transaction commits, so there the worker
+    /// Whether all of the input is done. The mock cluster forgets what a transaction commits, so there the worker
     /// is asked; it only ends the wait, the replies are counted from the topic all the same.
-    fn have_answered(&self, story: &Story<'_>, asker: &BaseConsumer) -> bool {
+    fn have_answered(&self, story: &Story<'_>) -> bool {
         match self {
-            Self::Outside { .. } => story.cluster.all_committed(asker),
+            Self::Outside { .. } => story.place.is_all_done(),
             Self::Inside(inside) => {
                 let metrics = inside.worker.engine().metrics();
                 let received = metrics.records_received.get() >= story.args.records as u64;

@@ -1,4 +1,4 @@
-//! The demo's workers: one inside this process for the mock cluster, two processes of their own for a real broker, of
+//! The demo's workers: one inside this process for the mock cluster, two processes of their own for a real server, of
 //! which one is killed midway and started again under its name.
 
 use std::fs::File;
@@ -9,25 +9,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
-use super::cluster::Cluster;
+use super::place::Place;
 use crate::clock::{self, Stop};
 use crate::config::{Config, Overrides};
 use crate::pipeline::{Ended, Worker};
 
+/// Processes that share a real server's partitions.
+pub(super) const WORKERS: usize = 2;
 /// How long a worker may take to drain and leave.
 const LEAVE_BOUND: Duration = Duration::from_secs(30);
 
-/// The config of the demo's workers, on this cluster.
-pub(super) fn worker_toml(cluster: &Cluster, model: &Path) -> String {
-    let Cluster { brokers, features, scores, group, .. } = cluster;
-    let model = model.display();
-    // The mock cluster answers a fetch that finds nothing only when its wait is over, whatever comes meanwhile.
-    let fetch = if cluster.is_mock() { "\n[kafka.client]\n\"fetch.wait.max.ms\" = 5\n" } else { "" };
+/// The config of the demo's workers, at this place.
+pub(super) fn worker_toml(place: &dyn Place, model: &Path) -> String {
     // The demo has fewer rows than records, and shows scoring.
     format!(
-        "instance = \"demo\"\n\n[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n{fetch}\n[[route]]\ninput = [\"{features}\"]\n\
-         reply_topic = \"{scores}\"\n\n[[model]]\nname = \"higgs\"\npath = \"{model}\"\n\n[cache]\nmode = \"off\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n\n\
-         [log]\nlevel = \"warn\"\n"
+        "instance = \"demo\"\n\n{}\n[[model]]\nname = \"higgs\"\npath = \"{}\"\n\n[cache]\nmode = \"off\"\n\n\
+         [admin]\nlisten = \"127.0.0.1:0\"\n\n[log]\nlevel = \"warn\"\n",
+        place.toml(),
+        model.display()
     )
 }
 
