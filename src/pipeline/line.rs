@@ -158,7 +158,7 @@ fn nats_to_kafka(
     let source = jetstream_source(shard, &nats.flow, &runtime, &checkpoints, (listener, inbox, in_flight_max, lost));
     let client = checkpoints.client().clone();
     let acks = Acks::new(runtime.handle().clone(), client, nats.flow.ack_wait, clock::now());
-    let kafka = Kafka { delivery: Delivery::AtLeastOnce, ..kafka.clone() };
+    let kafka = Kafka { delivery: Delivery::AtLeastOnce, group: nats.flow.group.clone(), ..kafka.clone() };
     let sink = KafkaClients::new(shard, &kafka).sink(shard, &kafka, Told::Acks(acks));
     tracing::info!("replies go out by themselves: at least once; one that goes out twice is counted, not dropped");
     Ok(Line { source: Box::new(source), sink: Box::new(sink), runtime: Some(runtime) })

@@ -16,6 +16,8 @@ use crate::record::{Chunk, ModelId};
 
 /// About the longest that a submitter scores. To wake another thread and be woken by it takes as long.
 const HERE_NS_MAX: u64 = 50_000;
+/// What a row counts for at the most: one that was held up for longer says nothing of the next.
+const ROW_NS_MAX: u64 = 4 * HERE_NS_MAX;
 /// Most requests that are scored so: more are better shared out.
 const HERE_REQUESTS_MAX: usize = 8;
 /// Who scores there: near the first score thread's buffers, with a scorer that is no score thread's.
@@ -28,7 +30,7 @@ pub(crate) struct Alone(AtomicU32);
 impl Alone {
     /// A batch of one row was scored. The mean forgets: after ten rows it is the present.
     pub(super) fn took(&self, time: Duration) {
-        let now = u32::try_from(time.as_nanos()).unwrap_or(u32::MAX).max(1);
+        let now = u32::try_from(time.as_nanos().min(ROW_NS_MAX.into())).unwrap_or(u32::MAX).max(1);
         let before = self.0.load(Ordering::Relaxed);
         let mean = if before == 0 { now } else { before - before / 8 + now / 8 };
         self.0.store(mean.max(1), Ordering::Relaxed);
@@ -107,8 +109,10 @@ mod tests {
         (0..40).for_each(|_| alone.took(Duration::from_micros(8)));
         assert!((7_900..9_000).contains(&alone.nanos().unwrap_or(0)), "{alone:?}");
         alone.took(Duration::from_secs(60));
-        assert!(alone.nanos().unwrap_or(0) > HERE_NS_MAX);
-        (0..100).for_each(|_| alone.took(Duration::ZERO));
+        assert!(alone.nanos().unwrap_or(0) < HERE_NS_MAX, "once is chance: {alone:?}");
+        (0..4).for_each(|_| alone.took(Duration::from_secs(60)));
+        assert!(alone.nanos().unwrap_or(0) > HERE_NS_MAX, "{alone:?}");
+        (0..200).for_each(|_| alone.took(Duration::ZERO));
         assert!((1..20).contains(&alone.nanos().unwrap_or(0)), "{alone:?}");
     }
 }

@@ -38,10 +38,12 @@ use crate::client::{BrokerWatch, ClientSettings, GroupMember, positions};
 use crate::clock::Stop;
 use crate::commit::LIMIT;
 use crate::config::{Delivery, Kafka};
-use crate::record::{Reply, ReplyAddress, Request, Ticket};
+use crate::record::{Position, Reply, ReplyAddress, Request, Ticket};
 
 /// The longest wait for one of librdkafka's calls; past it the producer is recycled.
 const CALL_BOUND: Duration = Duration::from_secs(8);
+/// The header of an id that a message always has which may come twice.
+const MESSAGE_ID: &str = "forebay-message-id";
 /// How long the thread sleeps while nothing comes.
 const IDLE: Duration = Duration::from_millis(250);
 
@@ -195,7 +197,7 @@ impl Committer {
             partition,
             key: request.key.map(|key| chunk.bytes(key)),
             payload: Some(&pending.reply.payload),
-            headers: headers(&pending.reply, request),
+            headers: headers(&pending.reply, request, self.message_id(request.position, "reply").as_deref()),
             index,
         };
         if doubles_a_reply() {
@@ -203,16 +205,27 @@ impl Committer {
         }
         producer.send(outgoing())
     }
+
+    /// What tells a message that comes twice, where Kafka cannot keep it from that: answers to records of NATS.
+    fn message_id(&self, position: Position, kind: &str) -> Option<String> {
+        match self.sink.told {
+            Told::Group(_) => None,
+            Told::Acks(_) => self.ledger.message_id(&self.sink.limits.group, position, kind),
+        }
+    }
 }
 
-/// The headers of a reply: what the request asked to have back, and the code of an error.
-fn headers(reply: &Reply, request: &Request) -> Option<OwnedHeaders> {
+/// The headers of a reply: what the request asked to have back, the code of an error, and the reply's id.
+fn headers(reply: &Reply, request: &Request, id: Option<&str>) -> Option<OwnedHeaders> {
     let chunk = &reply.ticket.chunk;
     let echo = chunk.echo(request);
-    if echo.is_empty() && reply.error.is_none() {
+    if echo.is_empty() && reply.error.is_none() && id.is_none() {
         return None;
     }
-    let mut headers = OwnedHeaders::new_with_capacity(echo.len() + 1);
+    let mut headers = OwnedHeaders::new_with_capacity(echo.len() + 2);
+    if let Some(id) = id {
+        headers = headers.insert(Header { key: MESSAGE_ID, value: Some(id.as_bytes()) });
+    }
     for header in echo {
         headers = headers.insert(Header { key: header.name, value: Some(chunk.bytes(header.value)) });
     }

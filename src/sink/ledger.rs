@@ -16,7 +16,7 @@ use crate::config::{DeadLetter, Ordering, ReplyMetadata};
 use crate::encode::Encoder;
 use crate::metrics::Metrics;
 use crate::record::{
-    AssignedPartition, Chunk, ErrorCode, Fence, PartitionId, Reject, Reply, ReplyAddress, ScoredBatch, Ticket,
+    AssignedPartition, Chunk, ErrorCode, Fence, PartitionId, Position, Reject, Reply, ReplyAddress, ScoredBatch, Ticket,
 };
 
 /// Where a route's replies go, and what is in them.
@@ -304,6 +304,14 @@ impl Ledger {
         tracing::error!(topic = partition.topic, offset, reason, "a dead letter cannot go out; it is dropped");
         self.metrics.dead_letters_dropped.inc();
         partition.tracker.replace(offset, Pending { reply, to_route, dropped, letter: false });
+    }
+
+    /// An id that a record's message of this kind always has, where workers share records and may answer one twice: two groups, or
+    /// a reply and a dead letter, must not pass for one.
+    pub(super) fn message_id(&self, group: &str, position: Position, kind: &str) -> Option<String> {
+        let Partition { topic, claim, .. } = self.partitions.get(&position.partition)?;
+        let created = claim.as_ref().map_or("", |claim| &claim.fence.created);
+        Some(format!("{group}:{topic}:{created}:{}:{kind}", position.offset))
     }
 
     /// A reply that was not committed yet.

@@ -1,5 +1,7 @@
 //! From one system to the other: records of Kafka answered on NATS exactly once, and records of NATS answered on Kafka.
 
+use std::collections::BTreeSet;
+
 use crate::support::checks::Tally;
 use crate::support::jetstream::Flow;
 use crate::support::nats::{Nats, run};
@@ -79,6 +81,9 @@ pub(crate) fn nats_to_kafka(shared: &Shared) {
         workers[0].kill();
         flow.wait_acknowledged(&client).await;
         let replies = shared.kafka.read(&format!("{name}-out"), 1000);
+        // By their ids a reader tells those that came twice.
+        let ids: BTreeSet<_> = replies.iter().map(|reply| reply.value_of("forebay-message-id").unwrap()).collect();
+        assert!(ids.len() == 1000 && ids.iter().all(|id| id.ends_with(b":reply")), "{} ids", ids.len());
         let tally = Tally::of(&replies, 1000, |n| shared.higgs.score_at(n));
         println!("{name}: {tally}");
         assert_eq!((tally.lost, tally.wrong), (0, 0), "{tally}");

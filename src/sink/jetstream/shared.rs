@@ -117,7 +117,7 @@ impl Committer {
         let Ledger { partitions, inbox, .. } = &self.ledger;
         let Some(partition) = partitions.get(&id) else { return false };
         let Some(pending) = partition.tracker.reply(offset) else { return false };
-        let messages = self.shared_messages(id, pending, offset);
+        let messages = self.shared_messages(id, pending);
         let ack = partition.acks.get(&offset).cloned();
         let (checkpoints, inbox, ends) = (Arc::clone(&self.sink.checkpoints), Arc::clone(inbox), Arc::clone(ends));
         self.sink.runtime.spawn(async move {
@@ -127,11 +127,8 @@ impl Committer {
         true
     }
 
-    /// A record's messages, each with its own id: those of two groups, or a reply and a dead letter, must not pass for one.
-    fn shared_messages(&self, id: PartitionId, pending: &Pending, offset: i64) -> Vec<(bool, Outgoing)> {
-        let Some(partition) = self.ledger.partitions.get(&id) else { return Vec::new() };
-        let stream = &partition.topic;
-        let created = partition.claim.as_ref().map(|claim| claim.fence.created.as_str()).unwrap_or_default();
+    /// A record's messages, each with its own id.
+    fn shared_messages(&self, id: PartitionId, pending: &Pending) -> Vec<(bool, Outgoing)> {
         let mut messages: Vec<(bool, Outgoing)> = Vec::new();
         messages.extend(self.letter(id, pending).map(|letter| (true, letter)));
         if !pending.dropped && !super::super::drops_a_reply() {
@@ -139,8 +136,10 @@ impl Committer {
         }
         for (is_letter, message) in &mut messages {
             let kind = if *is_letter { "letter" } else { "reply" };
-            let group = &self.sink.limits.group;
-            message.headers.insert("Nats-Msg-Id", format!("{group}:{stream}:{created}:{offset}:{kind}"));
+            let position = pending.reply.ticket.request().position;
+            if let Some(id) = self.ledger.message_id(&self.sink.limits.group, position, kind) {
+                message.headers.insert("Nats-Msg-Id", id);
+            }
         }
         messages
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::ledger::{Pending, Take};
 use super::super::producer::{ReplyProducer, TransactionError};
-use super::{CALL_BOUND, Committer};
+use super::{CALL_BOUND, Committer, Told};
 use crate::clock;
 use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 
@@ -13,6 +13,8 @@ use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 const TOPIC_KNOWN_FOR: Duration = Duration::from_secs(30);
 /// Most topics that are remembered: senders choose their names.
 const TOPICS_KNOWN_MAX: usize = 4096;
+/// What the id of an answer to a record of NATS takes: group, stream, when that was created, and the rest.
+const MESSAGE_ID_BYTES: usize = 512;
 /// What a batch of one record takes besides its key, value and headers, and what a header does.
 const RECORD_BYTES: usize = 100;
 const HEADER_BYTES: usize = 10;
@@ -50,10 +52,16 @@ impl Committer {
         Ok(readdressed)
     }
 
+    /// About what a reply takes in a batch of its own, its id included; never less than it does.
+    fn wire_bytes(&self, pending: &Pending) -> usize {
+        let id = if matches!(self.sink.told, Told::Acks(_)) { MESSAGE_ID_BYTES } else { 0 };
+        id + wire_bytes(pending)
+    }
+
     /// Whether a reply may be one that cannot go out. The usual one goes to the route's topic and is small.
     fn is_worth_a_look(&self, pending: &Pending) -> bool {
         let is_named = matches!(pending.address(), ReplyAddress::Named { .. });
-        !pending.dropped && (is_named || wire_bytes(pending) > self.bytes_max)
+        !pending.dropped && (is_named || self.wire_bytes(pending) > self.bytes_max)
     }
 
     /// Readdresses one reply if its topic does not take it. Returns whether it did.
@@ -70,7 +78,7 @@ impl Committer {
             return Ok(false);
         }
         let (request, chunk) = (pending.reply.ticket.request(), &pending.reply.ticket.chunk);
-        let bytes = wire_bytes(pending);
+        let bytes = self.wire_bytes(pending);
         let (topic, wanted, is_named) = match pending.address() {
             ReplyAddress::Route => (self.ledger.routes[request.route as usize].topic.clone(), None, false),
             ReplyAddress::Named { topic, partition } => (chunk.str(topic).to_owned(), partition, true),
@@ -114,7 +122,7 @@ impl Committer {
     }
 }
 
-/// About what a reply takes in a batch of its own; never less than it does.
+/// The same without an id.
 fn wire_bytes(pending: &Pending) -> usize {
     let request = pending.reply.ticket.request();
     let chunk = &pending.reply.ticket.chunk;

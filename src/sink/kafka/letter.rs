@@ -68,13 +68,16 @@ impl Committer {
             ("kafka_dlt-exception-fqcn", class.as_bytes()),
             ("kafka_dlt-exception-message", reject.message.as_bytes()),
         ];
-        let mut headers = OwnedHeaders::new_with_capacity(original.headers.len() + added.len() + 2);
+        let mut headers = OwnedHeaders::new_with_capacity(original.headers.len() + added.len() + 3);
         for (name, value) in &original.headers {
             let value = value.map(|value| chunk.bytes(value));
             headers = headers.insert(Header { key: chunk.str(*name), value });
         }
         for (key, value) in added {
             headers = headers.insert(Header { key, value: Some(value) });
+        }
+        if let Some(id) = self.message_id(ticket.request().position, "letter") {
+            headers = headers.insert(Header { key: super::MESSAGE_ID, value: Some(id.as_bytes()) });
         }
         if let Some(timestamp) = &timestamp {
             headers = headers.insert(Header { key: "kafka_dlt-original-timestamp", value: Some(timestamp) });
