@@ -313,7 +313,7 @@ impl Scheduler {
             index += 1;
         }
         let mut expired = Vec::new();
-        let taken = here.and_then(|model| Some((model, self.take_here(&mut state, model, &mut expired)?)));
+        let taken = here.and_then(|model| Some((model, state.take_here(model, &mut expired)?)));
         let is_left = taken.as_ref().is_none_or(|(model, _)| !state.lanes[model.0 as usize].batcher.is_empty());
         drop(state);
         if is_left {

@@ -2,13 +2,13 @@
 //! small model far less: where nothing else waits, who submits such requests scores them at once.
 //!
 //! Invariants: only models of safe code (compiled forests) that were timed lately, without a candidate on trial, are scored so,
-//! and only for about [`HERE_NS_MAX`]; what waits already goes first, and by the batcher's own rules.
+//! and only for about 50 us; what waits already goes first, and by the batcher's own rules.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{Scheduler, Seat};
+use super::{Closed, Queued, Scheduler, Seat, State, SubmitterId};
 use crate::batch::{Dispatch, Entry};
 use crate::clock;
 use crate::model::LoadedModel;
@@ -41,6 +41,20 @@ impl Alone {
     }
 }
 
+impl State {
+    /// What was queued just now into a queue that was empty, if it makes a batch.
+    pub(super) fn take_here(&mut self, model: ModelId, expired: &mut Vec<Entry<Queued>>) -> Option<Vec<Entry<Queued>>> {
+        let now = clock::now();
+        self.expire(now, expired);
+        let lane = &mut self.lanes[model.0 as usize];
+        if lane.crew.is_some() {
+            return None;
+        }
+        let mut batch = Vec::new();
+        matches!(lane.batcher.poll(now, &mut batch), Dispatch::Batch).then_some(batch)
+    }
+}
+
 impl Scheduler {
     /// The model that all readable requests of a chunk are for, if they may be scored here.
     pub(super) fn may_score_here(&self, chunk: &Chunk) -> Option<ModelId> {
@@ -57,25 +71,8 @@ impl Scheduler {
         (rows * alone <= HERE_NS_MAX).then_some(model)
     }
 
-    /// What was queued just now into a queue that was empty, if it makes a batch.
-    pub(super) fn take_here(
-        &self,
-        state: &mut super::State,
-        model: ModelId,
-        expired: &mut Vec<Entry<super::Queued>>,
-    ) -> Option<Vec<Entry<super::Queued>>> {
-        let now = clock::now();
-        state.expire(now, expired);
-        let lane = &mut state.lanes[model.0 as usize];
-        if lane.crew.is_some() {
-            return None;
-        }
-        let mut batch = Vec::new();
-        matches!(lane.batcher.poll(now, &mut batch), Dispatch::Batch).then_some(batch)
-    }
-
     /// Scores it.
-    pub(super) fn score_here(&self, model: ModelId, batch: Vec<Entry<super::Queued>>) {
+    pub(super) fn score_here(&self, model: ModelId, batch: Vec<Entry<Queued>>) {
         if let Some(served) = self.take_turn(SEAT, model, batch) {
             let now = clock::now();
             let took = now.saturating_duration_since(served.started);
@@ -85,12 +82,7 @@ impl Scheduler {
 
     /// Queues the readable requests of a chunk as [`Scheduler::submit`] does, and scores them before it returns where that is
     /// sooner done than another thread is woken. [`Submitter::completed`](super::Submitter::completed) is then called on this thread.
-    pub(crate) fn submit_here(
-        &self,
-        submitter: super::SubmitterId,
-        chunk: &Arc<Chunk>,
-        from: usize,
-    ) -> Result<usize, super::Closed> {
+    pub(crate) fn submit_here(&self, submitter: SubmitterId, chunk: &Arc<Chunk>, from: usize) -> Result<usize, Closed> {
         let model = if from == 0 { self.may_score_here(chunk) } else { None };
         self.submit_as(submitter, chunk, from, model)
     }

@@ -11,6 +11,7 @@ mod no_work;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::future::IntoFuture as _;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -164,7 +165,7 @@ fn start(flow: &Flow, nats: &Nats, subject: Subject, folder: &std::path::Path) -
         fs::write(&model, no_work::of_width(FEATURES)).unwrap();
         toml = toml.replace(&Higgs::model().display().to_string(), &model.display().to_string());
     }
-    toml += &format!("[cache]\nmode = \"off\"\n[admin]\nlisten = \"127.0.0.1:{}\"\n", free_port());
+    let _ = write!(toml, "[cache]\nmode = \"off\"\n[admin]\nlisten = \"127.0.0.1:{}\"\n", free_port());
     let (config, log) = (folder.join("worker.toml"), File::create(folder.join("log")).unwrap());
     fs::write(&config, toml).unwrap();
     let mut worker = Command::new(env!("CARGO_BIN_EXE_forebay"));

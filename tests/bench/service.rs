@@ -27,7 +27,7 @@ use support::{BOUND, Higgs, Worker};
 
 /// Features of a row.
 const FEATURES: usize = 28;
-const RATE_PER_S: f64 = 1000.0;
+const RATE_PER_MS: usize = 1;
 /// Requests in flight while as many are asked as are answered.
 const IN_FLIGHT: usize = 512;
 const TOLERANCE: f64 = 1e-9;
@@ -247,10 +247,10 @@ impl Asker {
 
     async fn take_one(&mut self) {
         let message = tokio::time::timeout(BOUND, self.replies.next()).await.unwrap().unwrap();
-        self.keep(message);
+        self.keep(&message);
     }
 
-    fn keep(&mut self, message: Message) {
+    fn keep(&mut self, message: &Message) {
         let n: usize = message.subject.rsplit('.').next().unwrap().parse().unwrap();
         let took = clock::now() - self.sent[n];
         // What an answer lies in is a buffer of many: a copy lets it go.
@@ -260,17 +260,17 @@ impl Asker {
     /// So many a second, each at its time whether or not the one before is answered.
     async fn pace(&mut self, higgs: &Higgs, phase: Duration) {
         let start = clock::now();
-        let count = (phase.as_secs_f64() * RATE_PER_S) as usize;
+        let count = usize::try_from(phase.as_millis()).unwrap() * RATE_PER_MS;
         while self.answers.len() < count {
             let n = self.sent.len();
             if n == count {
                 self.take_one().await;
                 continue;
             }
-            let due = start + Duration::from_secs_f64(n as f64 / RATE_PER_S);
+            let due = start + Duration::from_micros((n * 1000 / RATE_PER_MS) as u64);
             tokio::select! {
                 biased;
-                message = self.replies.next() => self.keep(message.unwrap()),
+                message = self.replies.next() => self.keep(&message.unwrap()),
                 () = tokio::time::sleep_until(due.into()) => self.ask(n, higgs).await,
             }
         }

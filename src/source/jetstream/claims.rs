@@ -216,7 +216,9 @@ impl Claims {
                 }
             }
         }
-        partitions.iter_mut().for_each(|partition| partition.filters.sort());
+        for partition in &mut partitions {
+            partition.filters.sort();
+        }
         let mut streams: Vec<&str> = partitions.iter().map(|partition| &*partition.place.stream).collect();
         streams.sort_unstable();
         streams.dedup();
