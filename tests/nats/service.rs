@@ -97,7 +97,7 @@ pub(crate) fn discovered() {
     requests.push(json!({"subject": subject, "body": "{}"}));
     assert_eq!(python(&nats, &["ask"], &requests).len(), 6);
 
-    let found = python(&nats, &["discover", "fraud"], &[]);
+    let found = python(&nats, &["discover", "fraud", "1"], &[]);
     let [ping, info, stats] = [0, 1, 2].map(|at: usize| {
         let all = found[at].as_array().unwrap();
         assert_eq!(all.len(), 1, "{all:?}");
@@ -114,10 +114,13 @@ pub(crate) fn discovered() {
     }
     assert_eq!(info["description"], "scores");
     let endpoint = &info["endpoints"][0];
-    assert_eq!(endpoint["metadata"]["model"], "hi.ggs");
-    assert_eq!((&endpoint["metadata"]["kind"], &endpoint["metadata"]["features"]), (&json!("lightgbm"), &json!("28")));
-    assert_eq!(endpoint["metadata"]["sha256"].as_str().map(str::len), Some(64));
+    // What is the same for each version of the model; the rest is in the statistics.
+    assert_eq!(endpoint["metadata"], json!({"model": "hi.ggs", "features": "28", "outputs": "1"}));
     let counted = &stats["endpoints"][0];
+    let data = &counted["data"];
+    assert_eq!((&data["model"], &data["model_version"]), (&json!("hi.ggs"), &json!("1")));
+    assert_eq!((&data["kind"], &data["compiled"]), (&json!("lightgbm"), &json!("true")));
+    assert_eq!(data["sha256"].as_str().map(str::len), Some(64));
     for told in [endpoint, counted] {
         assert_eq!(
             (&told["name"], &told["subject"], &told["queue_group"]),
@@ -341,7 +344,9 @@ pub(crate) fn shared() {
     );
     let each = workers.each_ref().map(|worker| worker.metric("forebay_records_received_total"));
     assert!(each.iter().sum::<u64>() == 1_000 && each.iter().all(|count| *count > 200), "{each:?}");
-    assert_eq!(python(&nats, &["discover", "forebay"], &[])[0].as_array().unwrap().len(), 2);
+    for answers in python(&nats, &["discover", "forebay", "2"], &[]) {
+        assert_ne!(answers[0]["raw"]["id"], answers[1]["raw"]["id"]);
+    }
 }
 
 pub(crate) fn server_killed() {
