@@ -103,6 +103,7 @@ fn trials() -> Vec<Trial> {
         trial("a_service_scores_as_the_library_does", service::scores),
         trial("a_request_that_cannot_be_scored_is_answered_with_why", service::errors),
         trial("a_service_keeps_deadlines_and_priorities", service::deadlines_and_priorities),
+        trial("a_reply_that_the_server_does_not_take_is_an_error", service::large_reply),
         trial("an_overloaded_service_says_so_at_once", service::overload),
         trial("workers_share_the_requests", service::shared),
         trial("a_service_outlives_its_server", service::server_killed),

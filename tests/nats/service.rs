@@ -206,12 +206,21 @@ pub(crate) fn errors() {
             }
             until_async("three requests", || worker.metric("forebay_service_without_reply_total") == 3).await;
             assert_eq!(worker.log().matches("names no subject for its answer").count(), 1);
-            // A reply that no server takes is an error that it does.
-            let asked = client.request(SUBJECT, good("").into()).await.unwrap();
-            assert!(asked.headers.is_none());
         },
         &nats,
     );
+}
+
+pub(crate) fn large_reply() {
+    let nats = Nats::start_with(|_| vec!["max_payload: 40000".to_owned()]);
+    let worker = worker(&nats, "", "");
+    let rows = |count: usize| format!("{{\"id\":7,\"features\":[{}]}}", vec!["{\"lepton_pT\":0}"; count].join(","));
+    let answers = python(&nats, &["ask"], &[ask(&rows(2_400)), ask(&rows(1))]);
+    let (code, number, message) = error(&answers[0]);
+    assert_eq!((&*code, &*number, &answers[0]["body"]["id"]), ("too_large", "413", &json!(7)));
+    assert!(message.starts_with("the reply has ") && message.ends_with("takes 40000 (max_payload)"), "{message}");
+    assert_eq!(answers[1]["body"]["success"], true, "{}", answers[1]);
+    assert_eq!(worker.metric("forebay_replies_dropped_total"), 0);
 }
 
 /// Sends requests at once, and waits for all answers; `None` where none came.
