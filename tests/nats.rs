@@ -107,7 +107,9 @@ fn trials() -> Vec<Trial> {
         trial("an_overloaded_service_says_so_at_once", service::overload),
         trial("workers_share_the_requests", service::shared),
         trial("a_service_outlives_its_server", service::server_killed),
+        trial("a_service_that_may_not_subscribe_is_not_ready", service::refused),
         trial("a_service_drains_without_a_lost_request", service::drained),
+        trial("a_service_that_cannot_hear_itself_drains_too", service::drained_unheard),
     ];
     trials.extend(faults(1));
     trials

@@ -389,15 +389,47 @@ pub(crate) fn server_killed() {
     }
 }
 
-pub(crate) fn drained() {
-    let nats = Nats::start();
+/// Lines of nats.conf: what the worker's user may do, who logs in by [`user_toml`], and that everybody else may do all.
+fn permissions(worker: &str) -> Vec<String> {
+    let users = format!("{{user: worker, password: secret, permissions: {{{worker}}}}}, {{user: all, password: all}}");
+    vec![format!("authorization {{ users: [{users}] }}"), "no_auth_user: all".to_owned()]
+}
+
+/// A worker.toml as [`toml`], for that user.
+fn user_toml(nats: &Nats) -> String {
+    toml(nats, "higgs", "", "").replace("[nats]\n", "[nats]\nuser = \"worker\"\npassword = \"secret\"\n")
+}
+
+pub(crate) fn refused() {
+    let mut nats = Nats::start_with(|_| permissions(&format!("subscribe: {{deny: \"{SUBJECT}\"}}")));
+    let worker = Worker::start(&user_toml(&nats), "w", "");
+    let readiness = || worker.get("/readyz").unwrap_or_default();
+    let is_refused = |(status, text): (u16, String)| {
+        status == 503 && text.starts_with("service: ") && text.contains(&format!("Subscription to \"{SUBJECT}\""))
+    };
+    until("a worker that is not ready", || {
+        let (status, text) = readiness();
+        assert!(status != 200, "{text}");
+        is_refused((status, text))
+    });
+    nats.kill();
+    nats.restart_with(permissions("subscribe: \">\""));
+    until("a worker that is ready", || readiness().0 == 200);
+    nats.kill();
+    nats.restart_with(permissions("subscribe: \"_INBOX.>\""));
+    until("a worker that is not ready", || is_refused(readiness()));
+}
+
+/// Workers leave one after the other under load, and another takes what comes; each request is answered.
+fn leave_under_load(nats: &Nats, toml: &str, rounds: usize) {
+    // Who does not take back its subscriptions stays for longer than the test waits.
+    let toml = toml.replace("[nats]\n", "[nats]\ndrain_timeout = \"5m\"\n");
     let higgs = Higgs::load();
-    let mut other = Worker::ready(&toml(&nats, "higgs", "", ""), "w2");
+    let mut other = Worker::ready(&toml, "w2");
     run(async {
         let client = nats.client().await;
-        // Each worker goes under load, and the other takes what comes; each request is answered.
-        for round in 0..4 {
-            let mut leaving = Worker::ready(&toml(&nats, "higgs", "", ""), "w1");
+        for round in 0..rounds {
+            let mut leaving = Worker::ready(&toml, "w1");
             std::mem::swap(&mut leaving, &mut other);
             let mut asked = 0;
             let mut answers = Vec::new();
@@ -419,9 +451,24 @@ pub(crate) fn drained() {
                     number += 1;
                 }
             }
+            let log = || leaving.log();
+            assert!(!log().contains("did not take back"), "round {round}: {}", log());
             assert_eq!((number, leaving.wait_exit()), (8_000, Some(0)), "round {round}: {}", leaving.log());
         }
     });
+}
+
+/// An account that lets a worker hear requests and answer them, and no more: it cannot measure how far its server is.
+pub(crate) fn drained_unheard() {
+    let may = "subscribe: [\"forebay.>\", \"$SRV.>\"], allow_responses: true";
+    let nats = Nats::start_with(|_| permissions(may));
+    leave_under_load(&nats, &user_toml(&nats), 2);
+}
+
+pub(crate) fn drained() {
+    let nats = Nats::start();
+    let higgs = Higgs::load();
+    leave_under_load(&nats, &toml(&nats, "higgs", "", ""), 4);
     // What is in flight is waited for, and what nobody could answer in time is told by the exit code.
     let mut slow = slow_worker(&nats, "prefix = \"slow\"", "", 700);
     let mut stuck = Worker::start(
