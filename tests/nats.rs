@@ -3,6 +3,8 @@
 
 #[path = "nats/batches.rs"]
 mod batches;
+#[path = "nats/clogged.rs"]
+mod clogged;
 #[path = "nats/connect.rs"]
 mod connect;
 #[path = "nats/faults.rs"]
@@ -105,6 +107,8 @@ fn trials() -> Vec<Trial> {
         trial("a_service_keeps_deadlines_and_priorities", service::deadlines_and_priorities),
         trial("a_reply_that_the_server_does_not_take_is_an_error", service::large_reply),
         trial("an_overloaded_service_says_so_at_once", service::overload),
+        trial("answers_that_a_service's_server_does_not_take_are_dropped", clogged::answers_not_taken),
+        trial("a_flooded_service_counts_what_it_drops", clogged::flooded),
         trial("workers_share_the_requests", service::shared),
         trial("a_service_outlives_its_server", service::server_killed),
         trial("a_service_that_may_not_subscribe_is_not_ready", service::refused),

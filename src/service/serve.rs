@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message, SubscribeError, Subscriber};
 use bytes::Bytes;
@@ -30,12 +30,14 @@ pub(super) const CHUNK_REQUESTS_MAX: usize = 512;
 /// Most scored batches that are answered in one go.
 const BATCHES_MAX: usize = 64;
 /// Most messages that the client holds for a subscription; what comes past it, it drops. It reads 8 MiB at the most before this
-/// thread takes what it read, and that is no more messages than this.
+/// thread takes what it read, and that is no more messages than this. Fewer would drop, of a burst, what is refused with an
+/// answer. More lie there only while this thread waits for room for an answer: when it cannot keep up with what comes (what is
+/// dropped is counted), or for [`ANSWER_BOUND`] when the server takes nothing.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 1 << 18;
 /// How often the thread looks after the connection, and whether it shall stop.
 const TICK: Duration = Duration::from_millis(50);
 /// How long the server may take for what the thread waits for once.
-const ANSWER_BOUND: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_BOUND: Duration = Duration::from_secs(1);
 /// How long the client is kept from its socket while a server takes back the subscriptions: at least, at the most, and in
 /// round trips.
 const HOLD: (Duration, Duration, u32) = (Duration::from_millis(20), Duration::from_millis(250), 20);
@@ -72,7 +74,7 @@ impl Submitter for Returns {
 /// All that the thread holds.
 pub(super) struct Serve {
     pub(super) parts: Parts,
-    connection: NatsConnection,
+    pub(super) connection: NatsConnection,
     pub(super) client: Client,
     pub(super) lanes: Vec<Lane>,
     /// Which lane is taken from first.
@@ -86,6 +88,8 @@ pub(super) struct Serve {
     /// Whether the server has answered since the subscriptions were made.
     is_there: Arc<AtomicBool>,
     is_ready: Cell<bool>,
+    /// Since when the client has had no room for an answer while connected; `None` while it has.
+    pub(super) full_since: Cell<Option<Instant>>,
     pub(super) waiting: Waiting,
     pub(super) subjects: Subjects,
     pub(super) incoming: Vec<(usize, Message)>,
@@ -154,6 +158,7 @@ impl Serve {
             inbox,
             is_there,
             is_ready: Cell::new(false),
+            full_since: Cell::new(None),
             waiting: Waiting::default(),
             subjects: Subjects::default(),
             incoming: Vec::with_capacity(CHUNK_REQUESTS_MAX),
@@ -220,6 +225,8 @@ impl Serve {
     }
 
     pub(super) fn look_after_connection(&self) {
+        let dropped = &self.parts.engine.metrics().service_dropped;
+        dropped.inc_by(self.connection.dropped().saturating_sub(dropped.get()));
         let is_there = self.connection.is_connected() && self.is_there.load(Ordering::Relaxed);
         let refused = self.lanes.iter().find_map(|lane| self.connection.refused(&lane.endpoint.subject));
         let is_ready = is_there && refused.is_none();
