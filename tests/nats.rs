@@ -5,6 +5,8 @@
 mod batches;
 #[path = "nats/claims.rs"]
 mod claims;
+#[path = "nats/clogged.rs"]
+mod clogged;
 #[path = "nats/connect.rs"]
 mod connect;
 #[path = "nats/demo.rs"]
@@ -125,10 +127,15 @@ fn trials() -> Vec<Trial> {
         trial("a_request_that_cannot_be_scored_is_answered_with_why", service::errors),
         trial("a_service_answers_open_inference_requests_in_their_own_form", service::open_inference),
         trial("a_service_keeps_deadlines_and_priorities", service::deadlines_and_priorities),
+        trial("a_reply_that_the_server_does_not_take_is_an_error", service::large_reply),
         trial("an_overloaded_service_says_so_at_once", service::overload),
+        trial("answers_that_a_service's_server_does_not_take_are_dropped", clogged::answers_not_taken),
+        trial("a_flooded_service_counts_what_it_drops", clogged::flooded),
         trial("workers_share_the_requests", service::shared),
         trial("a_service_outlives_its_server", service::server_killed),
+        trial("a_service_that_may_not_subscribe_is_not_ready", service::refused),
         trial("a_service_drains_without_a_lost_request", service::drained),
+        trial("a_service_that_cannot_hear_itself_drains_too", service::drained_unheard),
     ];
     trials.extend(faults(1));
     trials

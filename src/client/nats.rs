@@ -4,6 +4,7 @@
 //! 1. What no server could mend (a file that cannot be read, a seed that is none) is found before the first connect.
 //! 2. Secrets go to the server and nowhere else.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::rustls::pki_types::pem::PemObject;
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use async_nats::{Auth, AuthError, ClientError, ConnectOptions, Event, Server};
+use async_nats::{Auth, AuthError, ClientError, ConnectOptions, Event, Server, ServerError};
 use nkeys::{KeyPair, KeyPairType};
 use parking_lot::Mutex;
 
@@ -87,7 +88,20 @@ impl NatsConnection {
         self.watch.last_error.lock().clone().filter(|_| !self.is_connected())
     }
 
-    /// Messages that the client dropped because a subscription did not take them in time.
+    /// Remembers of these subjects whether the server refuses them, from now on.
+    pub fn watch_permissions(&self, subjects: impl IntoIterator<Item = String>) {
+        self.watch.refused.lock().extend(subjects.into_iter().map(|subject| (subject, None)));
+    }
+
+    /// What the server said when it refused a subject to this user, to hear or to publish, since it took the connection;
+    /// only of subjects that are watched.
+    #[must_use]
+    pub fn refused(&self, subject: &str) -> Option<String> {
+        self.watch.refused.lock().get(subject).cloned().flatten()
+    }
+
+    /// Messages that the client dropped because a subscription did not take them in time; at least so many, for events may
+    /// be passed over when there are many.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.watch.dropped.load(Ordering::Relaxed)
@@ -277,11 +291,19 @@ struct Watch {
     is_trying: AtomicBool,
     last_error: Mutex<Option<String>>,
     dropped: AtomicU64,
+    /// The subjects that are watched, each with what the server said if it refused it.
+    refused: Mutex<BTreeMap<String, Option<String>>>,
 }
 
 impl Watch {
     fn new(servers: String) -> Self {
-        Self { servers, is_trying: AtomicBool::new(false), last_error: Mutex::new(None), dropped: AtomicU64::new(0) }
+        Self {
+            servers,
+            is_trying: AtomicBool::new(false),
+            last_error: Mutex::new(None),
+            dropped: AtomicU64::new(0),
+            refused: Mutex::default(),
+        }
     }
 
     /// A round of tries begins; what the one before it failed for stands with the servers.
@@ -303,12 +325,23 @@ impl Watch {
         }
     }
 
+    fn keep_refusal(&self, words: &str) {
+        let mut refused = self.refused.lock();
+        if let Some(kept) = refused_subject(words).and_then(|subject| refused.get_mut(subject)) {
+            *kept = Some(words.to_owned());
+        }
+    }
+
     fn take(&self, event: &Event) {
         let servers = self.servers.as_str();
         match event {
             Event::Connected => {
                 self.is_trying.store(false, Ordering::Relaxed);
                 *self.last_error.lock() = None;
+                // The client asks again for what it had asked for.
+                for words in self.refused.lock().values_mut() {
+                    *words = None;
+                }
                 tracing::info!(servers, "connected to NATS");
             }
             Event::Disconnected => tracing::warn!(servers, "the NATS server is gone; connecting again"),
@@ -326,13 +359,25 @@ impl Watch {
                     );
                 }
             }
-            Event::ServerError(error) => tracing::warn!(servers, %error, "the NATS server reports an error"),
+            Event::ServerError(error) => {
+                if let ServerError::Other(words) = error {
+                    self.keep_refusal(words);
+                }
+                tracing::warn!(servers, %error, "the NATS server reports an error");
+            }
             // A round of tries has failed; the next one begins with what of.
             Event::ClientError(ClientError::Other(_)) => {}
             Event::ClientError(error) => tracing::warn!(servers, %error, "the NATS client reports an error"),
             Event::Draining | Event::Closed => tracing::debug!(servers, %event, "the connection to NATS ends"),
         }
     }
+}
+
+/// The subject that a server's error refuses to the user.
+fn refused_subject(words: &str) -> Option<&str> {
+    let what = words.strip_prefix("Permissions Violation for ")?;
+    let quoted = what.strip_prefix("Subscription to \"").or_else(|| what.strip_prefix("Publish to \""))?;
+    quoted.split('"').next()
 }
 
 #[cfg(test)]
@@ -345,6 +390,26 @@ mod tests {
         assert_eq!(delays(1), [0, 10, 20, 40, 80, 160, 320, 640, 1000, 1000, 1000]);
         assert_eq!(delays(3), [0, 0, 0, 10, 10, 10, 20, 20, 20, 40, 40]);
         assert_eq!(reconnect_delay(usize::MAX, 1), RECONNECT_DELAY_MAX);
+    }
+
+    #[test]
+    fn refusals_are_kept_of_watched_subjects_until_the_next_connection() {
+        let watch = Watch::new(String::new());
+        watch.refused.lock().extend(["a.b", "c"].map(|subject| (subject.to_owned(), None)));
+        let tell = |words: &str| watch.take(&Event::ServerError(ServerError::Other(words.to_owned())));
+        let refused = |subject: &str| watch.refused.lock().get(subject).cloned().flatten();
+        // All that nats-server says of a subject (2.15).
+        for more in ["", " using queue \"q\"", " (sid \"7\")", " using queue \"q\" (sid \"7\")"] {
+            let words = format!("Permissions Violation for Subscription to \"a.b\"{more}");
+            tell(&words);
+            assert_eq!((refused("a.b"), refused("c")), (Some(words), None));
+            watch.take(&Event::Connected);
+            assert_eq!(refused("a.b"), None);
+        }
+        tell("Permissions Violation for Publish to \"c\"");
+        tell("Permissions Violation for Subscription to \"unwatched\"");
+        tell("Maximum Payload Violation");
+        assert_eq!((refused("c").is_some(), refused("unwatched"), watch.refused.lock().len()), (true, None, 2));
     }
 
     #[test]

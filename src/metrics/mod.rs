@@ -97,6 +97,8 @@ pub struct Metrics {
     service_errors: IntCounterVec,
     /// Requests that named no subject for their answer, and so got none.
     pub service_without_reply: IntCounter,
+    /// Messages to the NATS service that came faster than it took them, and were dropped unread.
+    pub service_dropped: IntCounter,
     model_changes: IntCounterVec,
     /// The result cache.
     pub cache: CacheMetrics,
@@ -266,6 +268,10 @@ impl Metrics {
             service_without_reply: make.counter(
                 "forebay_service_without_reply_total",
                 "Requests of NATS clients that named no subject for their answer, and so got none",
+            ),
+            service_dropped: make.counter(
+                "forebay_service_dropped_total",
+                "Requests of NATS clients that were dropped unread because they came too fast, at least so many",
             ),
             model_changes: make.counters(
                 "forebay_model_changes_total",

@@ -1,5 +1,7 @@
-//! `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` in, what the service is and has done out (ADR-32). What is told of a model is
-//! what serves at that moment.
+//! `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` in, what the service is and has done out (ADR-32).
+//!
+//! Invariant: metadata never changes, as ADR-32 has it. What another version of a model changes is told with the statistics,
+//! as it is at that moment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -127,30 +129,32 @@ impl Discovery {
             subject: &endpoint.subject,
             queue_group: &self.service.queue_group,
             metadata: info.then(|| self.metadata_of(endpoint)),
-            stats: (!info).then(|| Stats::new(endpoint.done(), self.version_of(endpoint))),
+            stats: (!info).then(|| Stats::new(endpoint.done(), self.data_of(endpoint))),
         }
     }
 
-    /// Which model answers at the moment.
-    fn version_of(&self, endpoint: &Endpoint) -> BTreeMap<&'static str, String> {
-        let version = self.engine.model(endpoint.id).map(|loaded| ("model_version", loaded.version().to_string()));
-        [("model", endpoint.model.clone())].into_iter().chain(version).collect()
-    }
-
-    /// The same, and what it is.
+    /// What all versions of a model have in common: no other takes its place.
     fn metadata_of(&self, endpoint: &Endpoint) -> BTreeMap<&'static str, String> {
-        let mut metadata = self.version_of(endpoint);
+        let mut metadata = BTreeMap::from([("model", endpoint.model.clone())]);
         if let Some(loaded) = self.engine.model(endpoint.id) {
             let schema = loaded.schema();
-            metadata.extend([
+            metadata.extend([("features", schema.width().to_string()), ("outputs", schema.outputs.to_string())]);
+        }
+        metadata
+    }
+
+    /// Which version answers at the moment.
+    fn data_of(&self, endpoint: &Endpoint) -> BTreeMap<&'static str, String> {
+        let mut data = BTreeMap::from([("model", endpoint.model.clone())]);
+        if let Some(loaded) = self.engine.model(endpoint.id) {
+            data.extend([
+                ("model_version", loaded.version().to_string()),
                 ("sha256", loaded.sha256().to_owned()),
-                ("kind", schema.model_type.to_string()),
-                ("features", schema.width().to_string()),
-                ("outputs", schema.outputs.to_string()),
+                ("kind", loaded.schema().model_type.to_string()),
                 ("compiled", loaded.is_compiled().to_string()),
             ]);
         }
-        metadata
+        data
     }
 }
 

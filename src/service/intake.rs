@@ -41,7 +41,7 @@ impl Serve {
     fn decode(&mut self) -> Arc<Chunk> {
         let received = Received { arrived: clock::now(), unix_ms: clock::unix_ms() };
         let catalog = self.parts.engine.catalog();
-        let place = self.waiting.open();
+        let place = self.waiting.open(self.number);
         let most = self.parts.service.in_flight_max.get() as usize;
         let mut room = most.saturating_sub(self.waiting.len());
         self.subjects.clear();

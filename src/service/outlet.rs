@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::answer;
-use super::serve::Serve;
+use super::serve::{ANSWER_BOUND, Serve};
 use crate::clock;
 use crate::record::{ErrorCode, Reject, Reply};
 
@@ -73,8 +73,9 @@ impl Serve {
         self.lane_of(route).endpoint.answered(took, error.as_deref());
     }
 
-    /// Hands a message to the client. While that has no room, because no server takes what it has, this waits, until the
-    /// worker must end.
+    /// Hands a message to the client. While that has no room, this waits: until the worker must end, or a connected server
+    /// has taken nothing for so long that what it sends meanwhile must not wait any longer. Then what finds no room is given
+    /// up at once, until something is taken.
     async fn publish(
         &self,
         subject: Subject,
@@ -90,13 +91,21 @@ impl Serve {
         let mut published = poll_fn(|cx| Poll::Ready(publish.as_mut().poll(cx))).await;
         loop {
             if let Poll::Ready(result) = published {
+                self.full_since.set(None);
                 return result.map_err(|error| error.kind());
             }
-            if self.parts.stop.overdue() {
+            if self.parts.stop.overdue() || self.is_stuck(clock::now()) {
                 return Err(PublishErrorKind::Send);
             }
             self.look_after_connection();
             published = timeout(LOOK, publish.as_mut()).await.map_or(Poll::Pending, Poll::Ready);
         }
+    }
+
+    /// Whether the server has taken nothing for too long. One that is away sends nothing either: for that one there is time.
+    fn is_stuck(&self, now: Instant) -> bool {
+        let since = self.full_since.get().filter(|_| self.connection.is_connected()).unwrap_or(now);
+        self.full_since.set(Some(since));
+        now.saturating_duration_since(since) >= ANSWER_BOUND
     }
 }

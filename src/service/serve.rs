@@ -5,11 +5,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, Message, SubscribeError, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, coop};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
@@ -30,12 +30,14 @@ pub(super) const CHUNK_REQUESTS_MAX: usize = 512;
 /// Most scored batches that are answered in one go.
 const BATCHES_MAX: usize = 64;
 /// Most messages that the client holds for a subscription; what comes past it, it drops. It reads 8 MiB at the most before this
-/// thread takes what it read, and that is no more messages than this.
+/// thread takes what it read, and that is no more messages than this. Fewer would drop, of a burst, what is refused with an
+/// answer. More lie there only while this thread waits for room for an answer: when it cannot keep up with what comes (what is
+/// dropped is counted), or for [`ANSWER_BOUND`] when the server takes nothing.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 1 << 18;
 /// How often the thread looks after the connection, and whether it shall stop.
 const TICK: Duration = Duration::from_millis(50);
 /// How long the server may take for what the thread waits for once.
-const ANSWER_BOUND: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_BOUND: Duration = Duration::from_secs(1);
 /// How long the client is kept from its socket while a server takes back the subscriptions: at least, at the most, and in
 /// round trips.
 const HOLD: (Duration, Duration, u32) = (Duration::from_millis(20), Duration::from_millis(250), 20);
@@ -72,7 +74,7 @@ impl Submitter for Returns {
 /// All that the thread holds.
 pub(super) struct Serve {
     pub(super) parts: Parts,
-    connection: NatsConnection,
+    pub(super) connection: NatsConnection,
     pub(super) client: Client,
     pub(super) lanes: Vec<Lane>,
     /// Which lane is taken from first.
@@ -81,9 +83,13 @@ pub(super) struct Serve {
     ended: mpsc::Receiver<ScoredBatch>,
     tick: Interval,
     discovery: JoinHandle<()>,
+    /// Where the service hears itself.
+    inbox: String,
     /// Whether the server has answered since the subscriptions were made.
     is_there: Arc<AtomicBool>,
     is_ready: Cell<bool>,
+    /// Since when the client has had no room for an answer while connected; `None` while it has.
+    pub(super) full_since: Cell<Option<Instant>>,
     pub(super) waiting: Waiting,
     pub(super) subjects: Subjects,
     pub(super) incoming: Vec<(usize, Message)>,
@@ -93,6 +99,8 @@ pub(super) struct Serve {
     pub(super) scratch: Chunk,
     /// The next request's number, which stands in its default id.
     pub(super) number: i64,
+    /// Requests that had come and were never taken.
+    untaken: usize,
 }
 
 /// Runs until it is asked to stop; says how many requests were not answered.
@@ -110,11 +118,13 @@ impl Serve {
         let mut lanes = Vec::with_capacity(parts.models.len());
         for ((model, id), route) in parts.models.iter().zip(0..) {
             let endpoint = Endpoint::new(service, model, *id, parts.engine.metrics());
+            connection.watch_permissions([endpoint.subject.clone()]);
             let requests = client.queue_subscribe(endpoint.subject.clone(), service.queue_group.clone()).await?;
             let decoder = endpoint.decoder(route, service);
             lanes.push(Lane { endpoint, decoder, requests: Some(requests) });
         }
         let inbox = client.new_inbox();
+        connection.watch_permissions([inbox.clone()]);
         let id = inbox.rsplit('.').next().unwrap_or_default().to_owned();
         let endpoints: Vec<_> = lanes.iter().map(|lane| Arc::clone(&lane.endpoint)).collect();
         let subjects: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.subject.as_str()).collect();
@@ -124,10 +134,10 @@ impl Serve {
         let discovery = tokio::spawn(discovery.run(client.clone(), asked));
         let is_there = Arc::new(AtomicBool::new(false));
         tokio::spawn({
-            let (client, is_there) = (client.clone(), Arc::clone(&is_there));
+            let (client, inbox, is_there) = (client.clone(), inbox.clone(), Arc::clone(&is_there));
             async move {
                 // An account may not be allowed to hear itself: then being connected must do.
-                let _ = timeout(ANSWER_BOUND, round_trip(&client)).await;
+                let _ = timeout(ANSWER_BOUND, round_trip(&client, &inbox)).await;
                 is_there.store(true, Ordering::Relaxed);
             }
         });
@@ -145,8 +155,10 @@ impl Serve {
             ended,
             tick,
             discovery,
+            inbox,
             is_there,
             is_ready: Cell::new(false),
+            full_since: Cell::new(None),
             waiting: Waiting::default(),
             subjects: Subjects::default(),
             incoming: Vec::with_capacity(CHUNK_REQUESTS_MAX),
@@ -155,6 +167,7 @@ impl Serve {
             encoder: Encoder::new(),
             scratch: Chunk::default(),
             number: 0,
+            untaken: 0,
         })
     }
 
@@ -167,7 +180,7 @@ impl Serve {
         self.drain().await;
         let unanswered = self.waiting.len();
         self.parts.engine.metrics().records_in_flight.sub(i64::try_from(unanswered).unwrap_or(i64::MAX));
-        unanswered
+        unanswered + self.untaken
     }
 
     /// Waits for one thing and does it.
@@ -212,10 +225,17 @@ impl Serve {
     }
 
     pub(super) fn look_after_connection(&self) {
-        let is_ready = self.connection.is_connected() && self.is_there.load(Ordering::Relaxed);
+        let dropped = &self.parts.engine.metrics().service_dropped;
+        dropped.inc_by(self.connection.dropped().saturating_sub(dropped.get()));
+        let is_there = self.connection.is_connected() && self.is_there.load(Ordering::Relaxed);
+        let refused = self.lanes.iter().find_map(|lane| self.connection.refused(&lane.endpoint.subject));
+        let is_ready = is_there && refused.is_none();
         let health = &self.parts.health;
         if is_ready && !self.is_ready.get() {
             health.ready(PART);
+        } else if let Some(words) = refused.filter(|_| is_there) {
+            let remedy = "allow it to the user of [nats]; it is asked for again with the next connection";
+            health.not_ready(PART, &format!("the NATS server says: {words}; {remedy}"));
         } else if !is_ready {
             let reason = self.connection.last_error();
             health.not_ready(PART, &reason.unwrap_or_else(|| "no NATS server is connected".to_owned()));
@@ -228,7 +248,7 @@ impl Serve {
     async fn drain(&mut self) {
         self.parts.health.not_ready(PART, "draining");
         self.discovery.abort();
-        if self.connection.is_connected() && self.unsubscribe().await.is_none() {
+        if self.connection.is_connected() && !self.unsubscribe().await {
             tracing::warn!("the NATS server did not take back the subscriptions in time; some requests may be lost");
         }
         while (self.waiting.len() > 0 || self.lanes.iter().any(|lane| lane.requests.is_some()))
@@ -237,40 +257,70 @@ impl Serve {
             self.step().await;
             if !self.connection.is_connected() {
                 // Nothing more can come, and who asks again is told by another worker.
-                self.lanes.iter_mut().for_each(|lane| lane.requests = None);
+                self.close_lanes();
             }
         }
-        // The last answers are with the server when what was sent after them has come back.
-        let _ = timeout(ANSWER_BOUND, round_trip(&self.client)).await;
+        self.close_lanes();
+        // The last answers are with the server when what was sent after them has come back; where nothing comes back, they
+        // are with the system, which sends them without us.
+        if let Ok(Ok(())) = timeout(ANSWER_BOUND, self.client.flush()).await {
+            self.round_trip().await;
+        }
     }
 
-    /// Takes back the subscriptions. `None` when the server did not answer.
+    /// Takes back the subscriptions. `false` when the server may not have done so by then.
     ///
     /// The client forgets a subscription at the first turn of its task after it has told the server, with all that is still
     /// on its way (`Subscriber::drain` does not wait for the server). So its task, which runs on this very thread, gets no
     /// turn until the server must have answered: then all there will be is in the socket, and read before it forgets.
-    async fn unsubscribe(&mut self) -> Option<()> {
-        let before = clock::now();
-        timeout(ANSWER_BOUND, round_trip(&self.client)).await.ok()??;
+    async fn unsubscribe(&mut self) -> bool {
         let (least, most, times) = HOLD;
-        let hold = (times * (clock::now() - before)).clamp(least, most);
-        timeout(ANSWER_BOUND, self.client.flush()).await.ok()?.ok()?;
-        for lane in &mut self.lanes {
-            if let Some(requests) = &mut lane.requests {
+        let before = clock::now();
+        let is_heard = self.round_trip().await;
+        // How far a server is that was not heard, nobody knows.
+        let hold = if is_heard { (times * (clock::now() - before)).clamp(least, most) } else { most };
+        let (client, lanes) = (&self.client, &mut self.lanes);
+        let told = timeout(ANSWER_BOUND, async {
+            client.flush().await.ok()?;
+            for requests in lanes.iter_mut().filter_map(|lane| lane.requests.as_mut()) {
                 requests.drain().await.ok()?;
             }
+            // Behind the others in the same queue: when it is flushed, they have been sent.
+            client.flush().await.ok()
+        });
+        if told.await.ok().flatten().is_none() {
+            return false;
         }
-        // Behind the others in the same queue: when it is flushed, they have been sent.
-        timeout(ANSWER_BOUND, self.client.flush()).await.ok()?.ok()?;
         std::thread::sleep(hold);
-        Some(())
+        // The runtime looks at sockets when no task is ready. Were an answer sent first, the client's task would be ready: it
+        // would not be told that there is something to read, and forget.
+        tokio::task::yield_now().await;
+        is_heard || self.is_unheard()
+    }
+
+    /// Takes no more, and counts what would have been next.
+    fn close_lanes(&mut self) {
+        for mut requests in self.lanes.iter_mut().filter_map(|lane| lane.requests.take()) {
+            while let Some(Some(message)) = requests.next().now_or_never() {
+                self.untaken += usize::from(message.reply.is_some());
+            }
+        }
+    }
+
+    /// Waits until the server has done all that it was told before, and says whether it has.
+    async fn round_trip(&self) -> bool {
+        !self.is_unheard() && matches!(timeout(ANSWER_BOUND, round_trip(&self.client, &self.inbox)).await, Ok(Some(())))
+    }
+
+    /// Whether the account is known not to let the service hear itself.
+    fn is_unheard(&self) -> bool {
+        self.connection.refused(&self.inbox).is_some()
     }
 }
 
-/// Waits until the server has done all that it was told before.
-async fn round_trip(client: &Client) -> Option<()> {
-    let inbox = client.new_inbox();
-    let mut there = client.subscribe(inbox.clone()).await.ok()?;
-    client.publish(inbox, Bytes::new()).await.ok()?;
+/// Waits until the server has done all that it was told before, and what was sent to this subject then has come back.
+async fn round_trip(client: &Client, inbox: &str) -> Option<()> {
+    let mut there = client.subscribe(inbox.to_owned()).await.ok()?;
+    client.publish(inbox.to_owned(), Bytes::new()).await.ok()?;
     there.next().await.map(|_| ())
 }

@@ -1,6 +1,7 @@
 //! Who waits for which answer: the reply subjects of the requests in flight, by chunk. Pure.
 //!
-//! Invariant: a subject is taken once; a chunk's place is free again when its last one was.
+//! Invariant: a subject is taken once, by the request that it came with; a chunk's place is free again when its last one was,
+//! and who had been there before gets nothing of who came after.
 
 use async_nats::Subject;
 use bytes::Bytes;
@@ -17,6 +18,8 @@ pub(super) struct Waiting {
 
 #[derive(Debug, Default)]
 struct Place {
+    /// The number of the chunk's first request. The others' follow.
+    first: i64,
     subjects: Vec<Option<Subject>>,
     left: usize,
 }
@@ -27,12 +30,13 @@ impl Waiting {
         self.len
     }
 
-    /// A place for a chunk's subjects, which stands in its requests' positions.
-    pub(super) fn open(&mut self) -> PartitionId {
+    /// A place for a chunk's subjects, which stands in its requests' positions. `first` is the number of its first request.
+    pub(super) fn open(&mut self, first: i64) -> PartitionId {
         let place = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place::default());
             u32::try_from(self.places.len() - 1).expect("fewer places than requests in flight")
         });
+        self.places[place as usize].first = first;
         PartitionId(place)
     }
 
@@ -51,6 +55,9 @@ impl Waiting {
     pub(super) fn take(&mut self, position: Position, index: u32) -> Option<Subject> {
         let number = position.partition.0;
         let place = self.places.get_mut(number as usize)?;
+        if place.first + i64::from(index) != position.offset {
+            return None;
+        }
         let subject = place.subjects.get_mut(index as usize)?.take()?;
         self.len -= 1;
         place.left -= 1;
@@ -107,26 +114,39 @@ mod tests {
     #[test]
     fn each_is_taken_once_and_places_come_again() {
         let mut waiting = Waiting::default();
-        let first = waiting.open();
+        let first = waiting.open(7);
         waiting.fill(first, &subjects(&["_INBOX.a", "", "_INBOX.c"]));
-        let second = waiting.open();
+        let second = waiting.open(10);
         waiting.fill(second, &subjects(&["x"]));
         assert!(first != second && waiting.len() == 4);
-        let at = |partition| Position { partition, offset: 7 };
-        let mut take = |place, index| waiting.take(at(place), index).map(|subject| subject.to_string());
-        assert_eq!(take(first, 2).as_deref(), Some("_INBOX.c"));
-        assert_eq!((take(first, 2), take(first, 3), take(PartitionId(9), 0)), (None, None, None));
-        assert_eq!((take(second, 0).as_deref(), take(first, 0).as_deref()), (Some("x"), Some("_INBOX.a")));
-        assert_eq!(waiting.open(), second);
-        assert_eq!(waiting.take(at(first), 1).as_deref(), Some(""));
-        assert_eq!((waiting.len(), waiting.open()), (0, first));
+        let at = |partition, offset| Position { partition, offset };
+        let mut take = |place, offset, index| waiting.take(at(place, offset), index).map(|subject| subject.to_string());
+        assert_eq!(take(first, 9, 2).as_deref(), Some("_INBOX.c"));
+        assert_eq!((take(first, 9, 2), take(first, 10, 3), take(PartitionId(9), 7, 0)), (None, None, None));
+        assert_eq!((take(second, 10, 0).as_deref(), take(first, 7, 0).as_deref()), (Some("x"), Some("_INBOX.a")));
+        assert_eq!(waiting.open(11), second);
+        assert_eq!(waiting.take(at(first, 8), 1).as_deref(), Some(""));
+        assert_eq!((waiting.len(), waiting.open(11)), (0, first));
+    }
+
+    #[test]
+    fn a_second_end_takes_nothing_of_who_came_after() {
+        let mut waiting = Waiting::default();
+        let place = waiting.open(7);
+        waiting.fill(place, &subjects(&["old"]));
+        let old = Position { partition: place, offset: 7 };
+        assert_eq!(waiting.take(old, 0).as_deref(), Some("old"));
+        assert_eq!(waiting.open(8), place);
+        waiting.fill(place, &subjects(&["new"]));
+        assert_eq!((waiting.take(old, 0), waiting.len()), (None, 1));
+        assert_eq!(waiting.take(Position { offset: 8, ..old }, 0).as_deref(), Some("new"));
     }
 
     #[test]
     fn an_empty_chunk_keeps_no_place() {
         let mut waiting = Waiting::default();
-        let place = waiting.open();
+        let place = waiting.open(0);
         waiting.fill(place, &Subjects::default());
-        assert_eq!((waiting.len(), waiting.open()), (0, place));
+        assert_eq!((waiting.len(), waiting.open(0)), (0, place));
     }
 }

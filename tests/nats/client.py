@@ -1,6 +1,6 @@
 """A client of the NATS service, by nats-py: what its micro types read, and what requests are answered with.
 
-client.py URL discover NAME                     three lines of JSON: the answers to PING, INFO and STATS of that service
+client.py URL discover NAME COUNT               three lines of JSON: so many answers to PING, INFO and STATS of that service
 client.py URL ask                               a request on each line of stdin, an answer on each line of stdout
 
 A request is {"subject", "body", "headers", "timeout_s"}; all are sent at once. An answer is {"body", "headers", "ms"},
@@ -17,23 +17,22 @@ from nats.errors import NoRespondersError, TimeoutError
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
 
-async def discover(client, name):
+async def discover(client, name, count):
     for verb, kind in (("PING", ServicePing), ("INFO", ServiceInfo), ("STATS", ServiceStats)):
         inbox = client.new_inbox()
         answers = await client.subscribe(inbox)
         await client.publish(f"$SRV.{verb}.{name}", b"", reply=inbox)
         found = []
-        try:
-            while True:
-                message = await answers.next_msg(timeout=0.5 if found else 10)
-                raw = json.loads(message.data)
-                read = kind.from_dict(raw).to_dict()
-                found.append({"raw": raw, "read": read})
-                # The same instance is found by its id.
-                one = await client.request(f"$SRV.{verb}.{name}.{raw['id']}", b"", timeout=10)
-                assert json.loads(one.data)["id"] == raw["id"]
-        except TimeoutError:
-            pass
+        while len(found) < count:
+            message = await answers.next_msg(timeout=30)
+            raw = json.loads(message.data)
+            read = kind.from_dict(raw).to_dict()
+            found.append({"raw": raw, "read": read})
+            # The same instance is found by its id.
+            one = await client.request(f"$SRV.{verb}.{name}.{raw['id']}", b"", timeout=10)
+            assert json.loads(one.data)["id"] == raw["id"]
+        # Who answers by its id has answered to all before: another answer would be here.
+        assert answers.pending_msgs == 0, "more answers than services"
         print(json.dumps(found))
 
 
@@ -60,7 +59,7 @@ async def ask(client):
 
 async def main():
     client = await nats.connect(sys.argv[1])
-    await (discover(client, sys.argv[3]) if sys.argv[2] == "discover" else ask(client))
+    await (discover(client, sys.argv[3], int(sys.argv[4])) if sys.argv[2] == "discover" else ask(client))
     await client.close()
 
 
