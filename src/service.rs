@@ -7,7 +7,8 @@
 //! reply subject ◄── publish ◄── encode ◄────────────── what ended ◄─────────────────────┘
 //! $SRV.PING, INFO, STATS ◄──► discovery
 //! ```
-//! One thread does all of this beside the client's own task, so a request changes threads twice: to a score thread and back.
+//! One thread does all of this beside the client's own task, so a request changes threads twice, to a score thread and back, or not
+//! at all: a few rows of a small model are scored here.
 //! It goes the way of a record from Kafka (decoder, queues, cache, encoder), but for the commit.
 //!
 //! `async_nats::service` is not used: its errors have an empty body, each of its answers takes a lock, it tells no metadata

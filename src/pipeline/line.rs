@@ -4,7 +4,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 
@@ -95,16 +95,7 @@ fn nats_to_nats(
     let checkpoints = connect(shard, nats, &runtime)?;
     let (lose, lost) = bounded(LOSSES_MAX);
     let source = jetstream_source(shard, &nats.flow, &runtime, &checkpoints, (listener, inbox, in_flight_max, lost));
-    let sink = JetStreamSink {
-        runtime: runtime.handle().clone(),
-        checkpoints,
-        limits: nats.flow.clone(),
-        group: None,
-        lost: lose,
-        health: Arc::clone(&shard.health),
-        part: shard.part("producer"),
-        stop: Arc::clone(&shard.stop),
-    };
+    let sink = jetstream_sink(shard, &runtime, checkpoints, nats.flow.clone(), lose);
     Ok(Line { source: Box::new(source), sink: Box::new(sink), runtime: Some(runtime) })
 }
 
@@ -129,16 +120,8 @@ fn kafka_to_nats(
     let mut source = KafkaClients::new(shard, kafka).source(shard, listener, Some(starts))?;
     source.hear_losses(lost);
     let group: Arc<dyn GroupMember> = source.consumer();
-    let sink = JetStreamSink {
-        runtime: runtime.handle().clone(),
-        checkpoints,
-        limits: JetStream { group: kafka.group.clone(), ..nats.flow.clone() },
-        group: Some(group),
-        lost: lose,
-        health: Arc::clone(&shard.health),
-        part: shard.part("producer"),
-        stop: Arc::clone(&shard.stop),
-    };
+    let limits = JetStream { group: kafka.group.clone(), ..nats.flow.clone() };
+    let sink = JetStreamSink { group: Some(group), ..jetstream_sink(shard, &runtime, checkpoints, limits, lose) };
     tracing::info!("replies and checkpoints go out together: exactly once");
     Ok(Line { source: Box::new(source), sink: Box::new(sink), runtime: Some(runtime) })
 }
@@ -218,6 +201,25 @@ async fn tell_connection(connection: NatsConnection, health: Arc<Health>, part: 
             health.not_ready(&part, &reason.unwrap_or_else(|| "no NATS server is connected".to_owned()));
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn jetstream_sink(
+    shard: &Shard,
+    runtime: &Runtime,
+    checkpoints: Arc<Checkpoints>,
+    limits: JetStream,
+    lost: Sender<PartitionId>,
+) -> JetStreamSink {
+    JetStreamSink {
+        runtime: runtime.handle().clone(),
+        checkpoints,
+        limits,
+        group: None,
+        lost,
+        health: Arc::clone(&shard.health),
+        part: shard.part("producer"),
+        stop: Arc::clone(&shard.stop),
     }
 }
 
