@@ -39,6 +39,7 @@ use crate::record::Work;
 use crate::record::{Chunk, ErrorCode, ModelId, PartitionId, Reject, ScoredBatch, Ticket};
 
 use self::attempt::{Outcomes, lay_out, refuse_non_finite};
+use self::here::Here;
 use self::journal::{EXITS_MAX, Journal, RecordName};
 pub use self::journal::{JournalFile, PartitionKey};
 use self::lookup::Admitted;
@@ -271,13 +272,13 @@ impl Scheduler {
         self.submit_as(submitter, chunk, from, None)
     }
 
-    /// The same; requests of the model `here` that make a batch by themselves are scored before it returns.
+    /// The same; requests for `here` that make a batch by themselves are scored before it returns.
     fn submit_as(
         &self,
         submitter: SubmitterId,
         chunk: &Arc<Chunk>,
         from: usize,
-        here: Option<ModelId>,
+        here: Option<Here>,
     ) -> Result<usize, Closed> {
         let mut earliest: Option<Instant> = None;
         let (mut full, mut crews) = (Vec::new(), Crews::default());
@@ -287,7 +288,7 @@ impl Scheduler {
             return Err(Closed);
         }
         let earliest_before = state.next_deadline();
-        let here = here.filter(|model| state.lanes[model.0 as usize].batcher.is_empty());
+        let here = here.filter(|here| state.lanes[here.model.0 as usize].batcher.is_empty());
         for request in &chunk.requests()[from..] {
             if let Ok(work) = &request.work {
                 let ticket = Ticket { chunk: Arc::clone(chunk), index: u32::try_from(index).expect("a small chunk") };
@@ -313,8 +314,8 @@ impl Scheduler {
             index += 1;
         }
         let mut expired = Vec::new();
-        let taken = here.and_then(|model| Some((model, state.take_here(model, &mut expired)?)));
-        let is_left = taken.as_ref().is_none_or(|(model, _)| !state.lanes[model.0 as usize].batcher.is_empty());
+        let taken = here.and_then(|here| state.take_here(here.model, &mut expired).map(|batch| (here, batch)));
+        let is_left = taken.as_ref().is_none_or(|(here, _)| !state.lanes[here.model.0 as usize].batcher.is_empty());
         drop(state);
         if is_left {
             crews.wake(&self.work);
@@ -322,8 +323,8 @@ impl Scheduler {
         if !expired.is_empty() {
             self.reject_expired(expired);
         }
-        if let Some((model, batch)) = taken {
-            self.score_here(model, batch);
+        if let Some((here, batch)) = taken {
+            self.score_here(&here, batch);
         }
         if is_left && earliest.is_some_and(|new| earliest_before.is_none_or(|old| new < old)) {
             self.deadlines.notify_one();

@@ -115,6 +115,8 @@ fn trials() -> Vec<Trial> {
         trial("a_quiet_partition_has_lost_nothing", claims::quiet_partition),
         trial("superseded_checkpoints_are_removed", claims::superseded),
         trial("a_stream_that_takes_smaller_messages", refusals::smaller_messages),
+        trial("a_full_stream_is_waited_for", refusals::full_stream),
+        trial("a_stream_that_is_away_is_waited_for", refusals::stream_away),
         trial("a_dead_letter_that_no_stream_takes", refusals::letter_without_a_stream),
         trial("headers_that_no_server_takes", refusals::headers_too_large),
         trial("two_groups_share_a_stream_of_replies", shared::two_groups),

@@ -4,10 +4,11 @@
 //! Invariant: a checkpoint is written only behind the sequence of the one that was read, so of two workers that claim a
 //! partition one is refused.
 
-use std::sync::OnceLock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use async_nats::jetstream::context::{GetStreamByNameErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, LastRawMessageErrorKind, RetentionPolicy, Stream};
 use async_nats::jetstream::{self, Context};
@@ -52,7 +53,7 @@ impl NatsFault {
 }
 
 /// What is known of the stream that replies go to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReplyStream {
     pub(crate) name: String,
     /// What its messages are addressed to.
@@ -81,7 +82,7 @@ pub(crate) struct Checkpoints {
     owner: Owner,
     /// Subjects that replies and dead letters go to.
     replies: Vec<String>,
-    stream: OnceLock<ReplyStream>,
+    stream: ArcSwapOption<ReplyStream>,
     /// Whether it was said that superseded checkpoints stay.
     is_said: AtomicBool,
 }
@@ -93,7 +94,16 @@ impl Checkpoints {
         let mut context = jetstream::new(client.clone());
         context.set_timeout(QUESTION_BOUND);
         let (root, prefix) = (root.to_owned(), format!("{root}.{group}"));
-        Self { client, context, root, prefix, owner, replies, stream: OnceLock::new(), is_said: AtomicBool::new(false) }
+        Self {
+            client,
+            context,
+            root,
+            prefix,
+            owner,
+            replies,
+            stream: ArcSwapOption::empty(),
+            is_said: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn context(&self) -> &Context {
@@ -114,13 +124,13 @@ impl Checkpoints {
     }
 
     /// The stream, once it was found.
-    pub(crate) fn stream(&self) -> Option<&ReplyStream> {
-        self.stream.get()
+    pub(crate) fn stream(&self) -> Option<Arc<ReplyStream>> {
+        self.stream.load_full()
     }
 
     /// Whether a reply to this subject comes into the stream, and is not taken for a checkpoint there.
     pub(crate) fn take_reply(&self, subject: &str) -> bool {
-        !is_at(subject, &self.root) && self.stream.get().is_some_and(|stream| stream.takes(subject))
+        !is_at(subject, &self.root) && self.stream().is_some_and(|stream| stream.takes(subject))
     }
 
     /// The subject of a partition's checkpoint. A topic of Kafka may have dots in its name.
@@ -129,8 +139,8 @@ impl Checkpoints {
     }
 
     /// Finds the stream and holds it against what exactly once needs.
-    pub(crate) async fn look_up(&self) -> Result<&ReplyStream, NatsFault> {
-        if let Some(found) = self.stream.get() {
+    pub(crate) async fn look_up(&self) -> Result<Arc<ReplyStream>, NatsFault> {
+        if let Some(found) = self.stream() {
             return Ok(found);
         }
         check_version(&self.client)?;
@@ -151,8 +161,21 @@ impl Checkpoints {
         }
         let (name, _) = found.unwrap_or_default();
         let info = stream_info(&self.context, &name).await?;
-        check_stream(&info.config, &checkpoints)?;
-        let found = self.found(name, &info.config);
+        self.keep(name, &info.config)
+    }
+
+    /// Looks at the stream again. Returns whether it is another than was known.
+    pub(crate) async fn look_again(&self) -> Result<bool, NatsFault> {
+        let Some(known) = self.stream() else { return Ok(false) };
+        let info = stream_info(&self.context, &known.name).await?;
+        Ok(self.keep(known.name.clone(), &info.config)? != known)
+    }
+
+    /// Holds a stream against what exactly once needs, and remembers it.
+    fn keep(&self, name: String, config: &Config) -> Result<Arc<ReplyStream>, NatsFault> {
+        let checkpoints = format!("{}.>", self.prefix);
+        check_stream(config, &checkpoints)?;
+        let found = self.read_stream(name, config);
         if found.message_bytes_max < MESSAGE_BYTES_MIN {
             return Err(NatsFault::Fatal(format!(
                 "the stream {}, which takes replies and {checkpoints}, takes {} bytes a message, and a checkpoint may need \
@@ -160,6 +183,8 @@ impl Checkpoints {
                 found.name, found.message_bytes_max
             )));
         }
+        let found = Arc::new(found);
+        self.stream.store(Some(Arc::clone(&found)));
         Ok(found)
     }
 
@@ -180,20 +205,19 @@ impl Checkpoints {
         }
         let name = first.unwrap_or_default();
         let info = stream_info(&self.context, &name).await?;
-        self.found(name, &info.config);
+        self.stream.store(Some(Arc::new(self.read_stream(name, &info.config))));
         Ok(())
     }
 
-    fn found(&self, name: String, config: &Config) -> &ReplyStream {
+    fn read_stream(&self, name: String, config: &Config) -> ReplyStream {
         let of_stream = usize::try_from(config.max_message_size).ok().filter(|&bytes| bytes > 0);
         let of_server = Some(self.client.max_payload()).filter(|&bytes| bytes > 0);
-        let stream = ReplyStream {
+        ReplyStream {
             name,
             subjects: config.subjects.clone(),
             is_never_expiring: config.allow_message_ttl,
             message_bytes_max: of_stream.into_iter().chain(of_server).min().unwrap_or(usize::MAX),
-        };
-        self.stream.get_or_init(|| stream)
+        }
     }
 
     /// The last checkpoint of a partition, with its sequence; the sequence is 0 where there is none.
@@ -227,7 +251,7 @@ impl Checkpoints {
     /// Removes all checkpoints of these partitions but the last of each. What cannot be removed stays, which is said once:
     /// it takes room, and nothing else.
     pub(crate) async fn remove_superseded(&self, places: &[(String, i32)]) {
-        let Some(stream) = self.stream.get() else { return };
+        let Some(stream) = self.stream() else { return };
         for (source, number) in places {
             let request = json!({ "filter": self.subject(source, *number), "keep": 1 });
             let asked: Result<Answer, _> =
@@ -251,7 +275,7 @@ impl Checkpoints {
     /// The message of a checkpoint.
     pub(crate) fn message(&self, checkpoint: &Checkpoint) -> (String, HeaderMap, Bytes) {
         let mut headers = HeaderMap::new();
-        if self.stream.get().is_some_and(|stream| stream.is_never_expiring) {
+        if self.stream().is_some_and(|stream| stream.is_never_expiring) {
             headers.insert("Nats-TTL", "never");
         }
         (self.subject(&checkpoint.source, checkpoint.partition), headers, checkpoint.encode().into())

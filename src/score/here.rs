@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{Closed, Queued, Scheduler, Seat, State, SubmitterId};
+use super::{Closed, InService, Queued, Scheduler, Seat, Serving, State, SubmitterId, Turn};
 use crate::batch::{Dispatch, Entry};
 use crate::clock;
 use crate::model::LoadedModel;
@@ -41,6 +41,12 @@ impl Alone {
     }
 }
 
+/// What is scored here, and by what.
+pub(super) struct Here {
+    pub(super) model: ModelId,
+    version: Arc<InService>,
+}
+
 impl State {
     /// What was queued just now into a queue that was empty, if it makes a batch.
     pub(super) fn take_here(&mut self, model: ModelId, expired: &mut Vec<Entry<Queued>>) -> Option<Vec<Entry<Queued>>> {
@@ -56,35 +62,50 @@ impl State {
 }
 
 impl Scheduler {
-    /// The model that all readable requests of a chunk are for, if they may be scored here.
-    pub(super) fn may_score_here(&self, chunk: &Chunk) -> Option<ModelId> {
+    /// The model that all readable requests of a chunk are for, and the version that serves, if they may be scored here.
+    fn may_score_here(&self, chunk: &Chunk) -> Option<Here> {
         let mut works = chunk.requests().iter().filter_map(|request| request.work.as_ref().ok());
         let model = works.clone().next()?.model;
         if chunk.requests().len() > HERE_REQUESTS_MAX || works.clone().any(|work| work.model != model) {
             return None;
         }
         let serving = self.serving.read();
-        let serving = serving.get(model.0 as usize)?;
-        let is_plain = serving.candidate.is_none() && serving.version.model.is_compiled();
-        let alone = serving.version.alone.nanos().filter(|_| is_plain)?;
+        let Serving { version, candidate } = serving.get(model.0 as usize)?;
+        let alone = version.alone.nanos().filter(|_| candidate.is_none() && version.model.is_compiled())?;
         let rows: u64 = works.by_ref().map(|work| u64::from(work.rows)).sum();
-        (rows * alone <= HERE_NS_MAX).then_some(model)
+        (rows * alone <= HERE_NS_MAX).then(|| Here { model, version: Arc::clone(version) })
     }
 
-    /// Scores it.
-    pub(super) fn score_here(&self, model: ModelId, batch: Vec<Entry<Queued>>) {
-        if let Some(served) = self.take_turn(SEAT, model, batch) {
-            let now = clock::now();
-            let took = now.saturating_duration_since(served.started);
-            self.state.lock().lanes[model.0 as usize].batcher.scored(now, served.rows, took);
+    /// Scores a batch, by the version that was looked at. In an engine that was closed meanwhile the score threads have ended: what
+    /// went back to the queue is scored here, too.
+    pub(super) fn score_here(&self, here: &Here, mut batch: Vec<Entry<Queued>>) {
+        let Here { model, version } = here;
+        loop {
+            let served = self.take_version(Turn::new(SEAT, *model, version), batch);
+            let mut expired = Vec::new();
+            let mut state = self.state.lock();
+            if let Some(served) = served {
+                let now = clock::now();
+                let took = now.saturating_duration_since(served.started);
+                state.lanes[model.0 as usize].batcher.scored(now, served.rows, took);
+            }
+            let next = if state.open { None } else { state.take_here(*model, &mut expired) };
+            drop(state);
+            if !expired.is_empty() {
+                self.reject_expired(expired);
+            }
+            match next {
+                Some(next) => batch = next,
+                None => return,
+            }
         }
     }
 
     /// Queues the readable requests of a chunk as [`Scheduler::submit`] does, and scores them before it returns where that is
     /// sooner done than another thread is woken. [`Submitter::completed`](super::Submitter::completed) is then called on this thread.
     pub(crate) fn submit_here(&self, submitter: SubmitterId, chunk: &Arc<Chunk>, from: usize) -> Result<usize, Closed> {
-        let model = if from == 0 { self.may_score_here(chunk) } else { None };
-        self.submit_as(submitter, chunk, from, model)
+        let here = if from == 0 { self.may_score_here(chunk) } else { None };
+        self.submit_as(submitter, chunk, from, here)
     }
 }
 

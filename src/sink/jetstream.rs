@@ -99,8 +99,8 @@ struct Committer {
     paused_until: Option<Instant>,
     /// Why the stream refused batches last, as it was said.
     refused: String,
-    /// Most records of the next batch, besides `commit_records_max`: small while a message that is refused is looked for,
-    /// and doubled with each success.
+    /// Most records of the next batch, besides `commit_records_max`: small while the stream refuses batches, and doubled with each
+    /// success.
     records_max: usize,
     batches: u64,
 }

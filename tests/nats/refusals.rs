@@ -5,7 +5,7 @@ use async_nats::jetstream::{self, stream};
 
 use crate::support::jetstream::Flow;
 use crate::support::nats::{Nats, run};
-use crate::support::{Higgs, Record, Worker};
+use crate::support::{Higgs, Record, Worker, until};
 
 fn codes(replies: &[Record]) -> Vec<String> {
     let code = |reply: &Record| reply.value_of("forebay-error").map(|code| String::from_utf8_lossy(code).into_owned());
@@ -23,8 +23,8 @@ pub(crate) fn smaller_messages() {
         worker.wait_ready();
         flow.send(&client, &higgs, 0..1).await;
         flow.wait_answered(&client, 1).await;
-        context.update_stream(stream::Config { max_message_size: 1500, ..flow.output_config() }).await.unwrap();
-        let rows = vec![&*higgs.rows[0]; 100].join(",");
+        context.update_stream(stream::Config { max_message_size: 9000, ..flow.output_config() }).await.unwrap();
+        let rows = vec![&*higgs.rows[0]; 800].join(",");
         flow.send(&client, &higgs, 1..50).await;
         let large = format!("{{\"id\":\"large\",\"features\":[{rows}]}}");
         context.publish("smaller-in.0", large.into()).await.unwrap().await.unwrap();
@@ -79,6 +79,58 @@ pub(crate) fn headers_too_large() {
         flow.wait_acknowledged(&client).await;
         let replies = flow.replies(&client).await;
         assert_eq!((replies.len(), codes(&replies)), (20, vec!["too_large".to_owned()]), "{}", worker.log());
+        assert_eq!(worker.terminate(), Some(0));
+    });
+}
+
+/// A full stream is waited for: no record is at fault, and none gets another answer for it.
+pub(crate) fn full_stream() {
+    let (nats, higgs, flow) = (Nats::start(), Higgs::load(), Flow::new("full", 1));
+    run(async {
+        let client = nats.client().await;
+        let context = jetstream::new(client.clone());
+        context.create_stream(flow.input_config()).await.unwrap();
+        let full = stream::Config { max_messages: 50, discard: stream::DiscardPolicy::New, ..flow.output_config() };
+        context.create_stream(full).await.unwrap();
+        let mut worker = Worker::ready(&flow.toml(&nats), "w");
+        flow.send(&client, &higgs, 0..100).await;
+        until("a full stream", || {
+            worker
+                .get("/readyz")
+                .is_some_and(|(status, text)| status == 503 && text.contains("maximum messages exceeded"))
+        });
+        assert!(flow.answered(&client).await < 50);
+        context.update_stream(flow.output_config()).await.unwrap();
+        flow.wait_answered(&client, 100).await;
+        flow.wait_acknowledged(&client).await;
+        flow.tally(&client, &higgs, 100).await.assert_exactly_once();
+        worker.wait_ready();
+        assert_eq!(worker.terminate(), Some(0));
+    });
+}
+
+/// At least once, a stream that is gone for a while is waited for, too.
+pub(crate) fn stream_away() {
+    let (nats, higgs) = (Nats::start(), Higgs::load());
+    let flow = Flow { delivery: "at_least_once", nats: "ack_wait = \"1s\"\n".to_owned(), ..Flow::new("away", 1) };
+    run(async {
+        let client = nats.client().await;
+        flow.create(&client).await;
+        let context = jetstream::new(client.clone());
+        let mut worker = Worker::ready(&flow.toml(&nats), "w");
+        flow.send(&client, &higgs, 0..20).await;
+        flow.wait_answered(&client, 20).await;
+        context.delete_stream(flow.output()).await.unwrap();
+        flow.send(&client, &higgs, 20..60).await;
+        until("no stream", || {
+            worker.get("/readyz").is_some_and(|(status, text)| status == 503 && text.contains("replies are not taken"))
+        });
+        context.create_stream(flow.output_config()).await.unwrap();
+        flow.wait_answered(&client, 40).await;
+        flow.wait_acknowledged(&client).await;
+        let replies = flow.replies(&client).await;
+        assert_eq!(codes(&replies), Vec::<String>::new());
+        assert_eq!(worker.metric("forebay_replies_dropped_total"), 0);
         assert_eq!(worker.terminate(), Some(0));
     });
 }

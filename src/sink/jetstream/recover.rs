@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::super::ledger::Take;
 use super::batch::BatchError;
-use super::{Committer, REFUSED_PAUSE, SinkError, renewed};
+use super::{Committer, REFUSED_PAUSE, SinkError};
 use crate::client::checkpoints::NatsFault;
 use crate::clock;
 use crate::commit::Checkpoint;
-use crate::record::{ErrorCode, PartitionId, Reject};
+use crate::record::PartitionId;
 
 /// How long a server that is away is left alone before it is asked again.
 const READ_PAUSE: Duration = Duration::from_millis(100);
@@ -25,54 +25,39 @@ impl Committer {
                 self.sink.health.not_ready(&self.sink.part, &format!("no answer to a batch: {reason}"));
                 self.read_back(take)
             }
-            BatchError::Refused(reason) => self.narrow(reason, take),
+            BatchError::Refused(reason) => {
+                self.refused(reason, take);
+                Ok(())
+            }
         }
     }
 
-    /// A message of a batch is refused, or the stream takes none, and nobody says which: half of the records are tried, until
-    /// it is one. If the stream then takes a checkpoint alone, the record is at fault.
-    fn narrow(&mut self, reason: &str, take: &Take) -> Result<(), SinkError> {
-        let mut places = Vec::new();
-        for (id, commit) in take {
-            let sent = self.ledger.partitions[id].tracker.sent().take(commit.records);
-            places.extend(sent.map(|(offset, _)| (*id, offset)));
-        }
+    /// A message of a batch is refused, or the stream takes none at present, and nobody says which. The stream is looked at
+    /// again: where it is another than was known, the next look at the replies says which of them it does not take. Else less is
+    /// tried at once, in case it has room for some, and in the end it is left alone for a while: no record is at fault.
+    fn refused(&mut self, reason: &str, take: &Take) {
+        let records: usize = take.iter().map(|(_, commit)| commit.records).sum();
         self.ledger.untake();
-        self.records_max = places.len().div_ceil(2).max(1);
-        if places.len() > 1 {
-            tracing::debug!(reason, records = places.len(), "a batch is refused; trying half of it");
-            return Ok(());
-        }
-        if let [(id, offset)] = places[..] {
-            let claim = self.ledger.partitions.get(&id).and_then(|partition| partition.claim.as_ref());
-            let alone: Take = claim.map(|claim| (id, renewed(claim))).into_iter().collect();
-            match self.send(&alone, clock::now()) {
-                Ok(()) => {
-                    self.blame(id, offset, reason);
-                    return Ok(());
-                }
-                Err(BatchError::Refused(_)) => {}
-                Err(error) => return self.after_error(&error, &alone),
+        self.records_max = records.div_ceil(2).max(1);
+        let fault = match self.sink.runtime.block_on(self.sink.checkpoints.look_again()) {
+            Ok(true) => {
+                tracing::warn!(reason, "a batch is refused, and the stream of the replies is not as it was");
+                return;
             }
-        }
+            Ok(false) if records > 1 => {
+                tracing::debug!(reason, records, "a batch is refused; trying half of it");
+                return;
+            }
+            Ok(false) => None,
+            Err(fault) => Some(fault.to_string()),
+        };
+        let reason = fault.as_deref().unwrap_or(reason);
         if self.refused != reason {
             tracing::error!(reason, "the stream of the replies refuses batches; trying again every second");
             reason.clone_into(&mut self.refused);
         }
         self.sink.health.not_ready(&self.sink.part, reason);
         self.paused_until = Some(clock::now() + REFUSED_PAUSE);
-        Ok(())
-    }
-
-    /// A record's messages are refused: its dead letter goes first, then its reply.
-    fn blame(&mut self, id: PartitionId, offset: i64, reason: &str) {
-        let Some(pending) = self.ledger.pending(id, offset) else { return };
-        if pending.letter {
-            self.ledger.drop_letter(id, offset, reason);
-        } else {
-            let reject = Reject::new(ErrorCode::TooLarge, format!("the reply was refused: {reason}"));
-            self.ledger.readdress(id, offset, &reject);
-        }
     }
 
     /// Reads the checkpoints of a batch until the server has told them all.

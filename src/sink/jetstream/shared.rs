@@ -19,7 +19,7 @@ use crate::client::checkpoints::{Answer, ApiError};
 use crate::client::{acks, delivery};
 use crate::clock;
 use crate::commit::Budget;
-use crate::record::{ErrorCode, PartitionId, Reject};
+use crate::record::{ErrorCode, PartitionId, Reject, ReplyAddress};
 
 /// How long a stream may take to answer.
 const ANSWER_BOUND: Duration = Duration::from_secs(5);
@@ -42,6 +42,17 @@ enum End {
     Refused { is_letter: bool, reason: String },
     /// It is sent again.
     Failed(String),
+}
+
+/// What a message is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A reply to the route's own subject.
+    Reply,
+    /// A reply to the subject that its request names.
+    NamedReply,
+    /// A dead letter.
+    Letter,
 }
 
 /// What has come to its end and was not looked at.
@@ -128,14 +139,15 @@ impl Committer {
     }
 
     /// A record's messages, each with its own id.
-    fn shared_messages(&self, id: PartitionId, pending: &Pending) -> Vec<(bool, Outgoing)> {
-        let mut messages: Vec<(bool, Outgoing)> = Vec::new();
-        messages.extend(self.letter(id, pending).map(|letter| (true, letter)));
+    fn shared_messages(&self, id: PartitionId, pending: &Pending) -> Vec<(Kind, Outgoing)> {
+        let mut messages: Vec<(Kind, Outgoing)> = Vec::new();
+        messages.extend(self.letter(id, pending).map(|letter| (Kind::Letter, letter)));
         if !pending.dropped && !super::super::drops_a_reply() {
-            messages.push((false, self.reply(pending)));
+            let is_named = matches!(pending.address(), ReplyAddress::Named { .. });
+            messages.push((if is_named { Kind::NamedReply } else { Kind::Reply }, self.reply(pending)));
         }
-        for (is_letter, message) in &mut messages {
-            let kind = if *is_letter { "letter" } else { "reply" };
+        for (kind, message) in &mut messages {
+            let kind = if *kind == Kind::Letter { "letter" } else { "reply" };
             let position = pending.reply.ticket.request().position;
             if let Some(id) = self.ledger.message_id(&self.sink.limits.group, position, kind) {
                 message.headers.insert("Nats-Msg-Id", id);
@@ -176,15 +188,21 @@ impl Committer {
 }
 
 /// Sends a record's messages, and acknowledges it when the stream has them all.
-async fn settle(context: &Context, messages: Vec<(bool, Outgoing)>, ack: Option<Subject>) -> End {
+async fn settle(context: &Context, messages: Vec<(Kind, Outgoing)>, ack: Option<Subject>) -> End {
     let client = context.client();
     let mut duplicates = 0;
-    for (is_letter, Outgoing { subject, headers, payload, .. }) in messages {
+    for (kind, Outgoing { subject, headers, payload, .. }) in messages {
+        let is_letter = kind == Kind::Letter;
         fail::fail_point!("sink::produced", |_| End::Failed("a fail point".to_owned()));
         let request = Request::new().headers(headers).payload(payload).timeout(Some(ANSWER_BOUND));
         let answer = match client.send_request(subject.clone(), request).await {
             Ok(answer) => answer,
-            Err(error) if error.kind() == RequestErrorKind::NoResponders && has_no_stream(context, &subject).await => {
+            // The route's own subject had its stream when the worker began, and will have it again.
+            Err(error)
+                if kind != Kind::Reply
+                    && error.kind() == RequestErrorKind::NoResponders
+                    && has_no_stream(context, &subject).await =>
+            {
                 return End::Refused { is_letter, reason: format!("no stream takes the subject {subject}") };
             }
             Err(error) => return End::Failed(error.to_string()),

@@ -77,6 +77,8 @@ struct Partition {
     place: Place,
     /// The subjects of its records.
     filters: Vec<String>,
+    /// The lowest end that its stream was set back to, and when that was seen, until it was claimed since.
+    set_back: Option<(u64, Instant)>,
     state: State,
 }
 
@@ -114,6 +116,8 @@ impl Claims {
         // Where somebody was heard of, a look comes sooner.
         let mut due = clock::now();
         let mut pause = AGAIN;
+        // After a look that met with trouble no word brings the next one nearer.
+        let mut not_before = due;
         loop {
             let now = clock::now();
             if words.is_none() {
@@ -123,7 +127,8 @@ impl Claims {
                 let trouble = self.look(&mut partitions, &mut members).await;
                 let is_well = trouble.is_none();
                 due = clock::now() + if is_well { self.limits.lease / 3 } else { pause };
-                pause = if is_well { AGAIN } else { (2 * pause).min(AGAIN_MAX) };
+                not_before = if is_well { clock::now() } else { due };
+                pause = if is_well { AGAIN } else { (2 * pause).min(AGAIN_MAX).min(self.limits.lease / 3) };
                 if self.tell_trouble(trouble).await.is_none() {
                     return;
                 }
@@ -142,7 +147,7 @@ impl Claims {
                             partition.state = State::Seen(None);
                         }
                         self.say(&subject, &partitions, false).await;
-                        due = due.min(clock::now() + SOON);
+                        due = due.min((clock::now() + SOON).max(not_before));
                     }
                     Some(Order::Leave) => {
                         for partition in &mut partitions {
@@ -157,8 +162,8 @@ impl Claims {
                     Some(Ok(word)) => {
                         let now = clock::now();
                         let is_other = word.run != self.checkpoints.owner().run;
-                        if members.heard(&word, now) || (is_other && self.wants(&partitions, &mut members, now)) {
-                            due = due.min(now + SOON);
+                        if members.heard(&word, now) && is_other && self.wants(&partitions, &mut members, now) {
+                            due = due.min((now + SOON).max(not_before));
                         }
                     }
                     Some(Err(_)) => {}
@@ -211,6 +216,7 @@ impl Claims {
                     None => partitions.push(Partition {
                         place,
                         filters: vec![filter.as_str().to_owned()],
+                        set_back: None,
                         state: State::Seen(None),
                     }),
                 }
@@ -260,9 +266,7 @@ impl Claims {
     /// Partitions of streams that end earlier than they did: what they lost may have been answered, and what comes there now
     /// has the sequences of other records. They are let go, to be claimed by what their checkpoints say.
     async fn look_at_ends(&mut self, partitions: &mut [Partition]) -> Result<(), NatsFault> {
-        let is_held = |partition: &Partition| matches!(partition.state, State::Held);
-        let mut streams: Vec<String> =
-            partitions.iter().filter(|partition| is_held(partition)).map(|held| held.place.stream.clone()).collect();
+        let mut streams: Vec<String> = partitions.iter().map(|partition| partition.place.stream.clone()).collect();
         streams.sort_unstable();
         streams.dedup();
         for stream in streams {
@@ -272,9 +276,14 @@ impl Claims {
             let before = self.ends.insert(stream.clone(), (created.clone(), last));
             let Some((_, end)) = before.filter(|(of, end)| *of == created && *end > last) else { continue };
             tracing::error!(stream, last, before = end, "the stream has lost its last records");
-            for partition in partitions.iter_mut().filter(|one| is_held(one) && one.place.stream == stream) {
-                partition.state = State::Releasing;
-                let _ = self.tell(News::Release(partition.place.clone())).await;
+            for partition in partitions.iter_mut().filter(|one| one.place.stream == stream) {
+                // It may have grown again by the time that it is claimed.
+                let lowest = partition.set_back.map_or(last, |(lowest, _)| lowest.min(last));
+                partition.set_back = Some((lowest, clock::now()));
+                if matches!(partition.state, State::Held) {
+                    partition.state = State::Releasing;
+                    let _ = self.tell(News::Release(partition.place.clone())).await;
+                }
             }
         }
         Ok(())
@@ -304,6 +313,7 @@ impl Claims {
                 Ok((state, claimed)) => {
                     partition.state = state;
                     if let Some(claimed) = claimed {
+                        partition.set_back = None;
                         count += 1;
                         if self.tell(News::Claimed(claimed)).await.is_none() {
                             return trouble;

@@ -8,6 +8,7 @@ use async_nats::jetstream::stream::{Info, RetentionPolicy, Stream};
 use super::super::pull::Pull;
 use super::{Claimed, Claims, Partition, Place};
 use crate::client::checkpoints::{NatsFault, stream_handle};
+use crate::clock;
 use crate::commit::{Checkpoint, OffsetMap};
 use crate::config::{OnBadPosition, StartPosition};
 use crate::record::Fence;
@@ -87,7 +88,11 @@ impl Claims {
     /// Holds a position against where the stream ends.
     fn within(&self, partition: &Partition, map: OffsetMap, info: &Info) -> Result<OffsetMap, NatsFault> {
         let Place { stream, number } = &partition.place;
-        let (position, end) = (map.end().max(map.base()), sequence(info.state.last_sequence) + 1);
+        // What another worker has claimed since has positions of its own: then this one's memory is too old.
+        let lowest =
+            partition.set_back.filter(|(_, seen)| clock::now() - *seen < 2 * self.limits.lease).map(|(end, _)| end);
+        let end = sequence(lowest.unwrap_or(u64::MAX).min(info.state.last_sequence)) + 1;
+        let position = map.end().max(map.base());
         if position <= end {
             return Ok(map);
         }
@@ -199,7 +204,14 @@ impl Claims {
         for number in self.checkpoints.numbers(name).await?.into_iter().filter(|&number| number >= count) {
             let consumer = self.consumer_name(number);
             let waiting = match stream.consumer_info(&consumer).await {
-                Ok(info) => info.num_pending + info.num_ack_pending as u64,
+                Ok(info) if info.num_pending > 0 => info.num_pending,
+                Ok(info) => {
+                    // What was answered may have lost its acknowledgement.
+                    let checkpoint = self.checkpoints.read(name, number).await?.1;
+                    let delivered = sequence(info.delivered.stream_sequence);
+                    let is_done = checkpoint.is_some_and(|checkpoint| checkpoint.map.base() > delivered);
+                    if is_done { 0 } else { info.num_ack_pending as u64 }
+                }
                 Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => 0,
                 Err(error) => return Err(NatsFault::later(error)),
             };
