@@ -59,6 +59,7 @@ pub use nats::{ClientCertificate, Nats, NatsAuth, NatsSettings, NatsTls};
 pub use raw::schema;
 pub use service::NatsService;
 pub use subject::SubjectFilter;
+#[cfg(feature = "kafka")]
 pub(crate) use subject::is_at;
 pub use substitute::{Environment, ProcessEnvironment};
 pub use topic::TopicPattern;
