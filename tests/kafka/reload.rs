@@ -13,6 +13,8 @@ use crate::support::{Record, Worker, until};
 const RELOADS: u32 = 500;
 /// Records that flow meanwhile.
 const SENT: usize = 16_000;
+/// Of these at least, between two reloads.
+const SENT_A_RELOAD: usize = 16;
 /// Trees of the exchanged model: enough that keeping old versions would show in the process's memory.
 const TREES: usize = 400;
 /// What the process may hold more after the last reload than after the first few: each version is 100 KB and more.
@@ -85,10 +87,12 @@ pub(crate) fn five_hundred_under_load(shared: &Shared) {
     let (input, output) = shared.topics("reloads", 2);
     model(&path, 1);
     let mut worker = Worker::ready(&toml(shared, "reloads", &path, ""), "reloads");
-    // For as long as the reloads take here, and some more.
+    // For as long as the reloads take, and some more.
     let feed = Feed::start(&shared.kafka, &input, 2_000.0, SENT, request);
     let mut resident = 0;
     for version in 2..=RELOADS + 1 {
+        // Each version has its time, however quickly the next one is loaded.
+        feed.wait_sent((version as usize - 1) * SENT_A_RELOAD);
         model(&path, version);
         let (status, change) = change(&worker, "/models/m/reload");
         assert_eq!((status, &change), (200, &json!({ "change": "version", "from": version - 1, "to": version })));
