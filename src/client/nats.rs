@@ -88,6 +88,12 @@ impl NatsConnection {
         self.watch.last_error.lock().clone().filter(|_| !self.is_connected())
     }
 
+    /// What there is to say while no server is connected: the last error, or only that.
+    #[must_use]
+    pub fn why_away(&self) -> String {
+        self.last_error().unwrap_or_else(|| "no NATS server is connected".to_owned())
+    }
+
     /// Remembers of these subjects whether the server refuses them, from now on.
     pub fn watch_permissions(&self, subjects: impl IntoIterator<Item = String>) {
         self.watch.refused.lock().extend(subjects.into_iter().map(|subject| (subject, None)));

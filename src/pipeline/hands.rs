@@ -83,11 +83,9 @@ impl GroupListener for ShardGroup {
 
     fn assigned(&self, partitions: Vec<AssignedPartition>) {
         // A stream that was made anew has other records.
-        let created =
-            |partition: &AssignedPartition| partition.fence.as_ref().map_or("", |fence| &fence.created).to_owned();
         let key = |partition: &AssignedPartition| {
-            let source = partition.topic.clone() + &created(partition);
-            PartitionKey::new(&self.group, &source, partition.number)
+            let created = partition.fence.as_ref().map_or("", |fence| &fence.created);
+            PartitionKey::new(&self.group, &format!("{}{created}", partition.topic), partition.number)
         };
         self.keys.add(partitions.iter().map(|partition| (partition.id, key(partition))));
         for partition in &partitions {

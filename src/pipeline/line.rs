@@ -197,8 +197,7 @@ async fn tell_connection(connection: NatsConnection, health: Arc<Health>, part: 
         if connection.is_connected() {
             health.ready(&part);
         } else {
-            let reason = connection.last_error();
-            health.not_ready(&part, &reason.unwrap_or_else(|| "no NATS server is connected".to_owned()));
+            health.not_ready(&part, &connection.why_away());
         }
         tokio::time::sleep(LOOK).await;
     }

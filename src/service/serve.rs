@@ -237,8 +237,7 @@ impl Serve {
             let remedy = "allow it to the user of [nats]; it is asked for again with the next connection";
             health.not_ready(PART, &format!("the NATS server says: {words}; {remedy}"));
         } else if !is_ready {
-            let reason = self.connection.last_error();
-            health.not_ready(PART, &reason.unwrap_or_else(|| "no NATS server is connected".to_owned()));
+            health.not_ready(PART, &self.connection.why_away());
         }
         self.is_ready.set(is_ready);
     }

@@ -25,7 +25,7 @@ use rdkafka::TopicPartitionList;
 use tokio::runtime::Handle;
 
 use self::batch::{BatchError, MESSAGES_MAX};
-use super::ledger::{Claim, Ledger, Partition, Take};
+use super::ledger::{Ledger, Partition, Take};
 use super::{Sink, SinkError};
 use crate::admin::Health;
 use crate::client::checkpoints::Checkpoints;
@@ -253,7 +253,7 @@ impl Committer {
             let is_due = now.saturating_duration_since(claim.written) >= self.renewal();
             if is_due && room > 0 && take.iter().all(|(taken, _)| taken != id) {
                 room -= 1;
-                take.push((*id, renewed(claim)));
+                take.push((*id, Commit { map: claim.map.clone(), records: 0, chars: 0 }));
             }
         }
     }
@@ -377,11 +377,6 @@ impl Committer {
         };
         Some((claim.fence.sequence, checkpoint))
     }
-}
-
-/// A checkpoint that says what the last one said.
-fn renewed(claim: &Claim) -> Commit {
-    Commit { map: claim.map.clone(), records: 0, chars: 0 }
 }
 
 /// A fail point: a batch went out, and nobody hears of it.

@@ -17,10 +17,6 @@ use crate::support::{BOUND, Higgs, Worker, until};
 /// Longer than the test waits for what must not take a lease.
 const LONG_LEASE: &str = "lease = \"60s\"";
 
-fn is_not_ready_for(worker: &Worker, words: &str) -> bool {
-    worker.get("/readyz").is_some_and(|(status, text)| status == 503 && text.contains(words))
-}
-
 fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
@@ -46,7 +42,7 @@ pub(crate) fn stream_set_back() {
         nats.kill();
         copy(&kept, &files);
         nats.restart();
-        until("the stopped partition", || is_not_ready_for(&worker, "it has lost its last records"));
+        until("the stopped partition", || worker.is_not_ready_for("it has lost its last records"));
         let log = worker.log();
         assert!(log.contains("up to 100 are answered, and the stream ends at 50"), "{log}");
         assert_eq!(worker.terminate(), Some(0));
@@ -101,7 +97,7 @@ pub(crate) fn checkpoint_gone_early() {
         let replies = jetstream::new(client.clone()).get_stream(flow.output()).await.unwrap();
         replies.purge().filter("ckpt.early.>").await.unwrap();
         let mut worker = Worker::start(&flow.toml(&nats), "w", "");
-        until("the stopped partition", || is_not_ready_for(&worker, "its checkpoint is gone"));
+        until("the stopped partition", || worker.is_not_ready_for("its checkpoint is gone"));
         assert_eq!(worker.terminate(), Some(0));
 
         let shared = Flow { delivery: "at_least_once", ..flow.clone() };
@@ -118,7 +114,7 @@ pub(crate) fn checkpoint_gone_early() {
         assert_eq!(worker.terminate(), Some(0));
         let exact = Flow { delivery: "exactly_once", ..shared };
         let mut worker = Worker::start(&exact.toml(&nats), "w", "");
-        until("the stopped partition", || is_not_ready_for(&worker, "has acknowledged records up to 20"));
+        until("the stopped partition", || worker.is_not_ready_for("has acknowledged records up to 20"));
         assert_eq!(worker.terminate(), Some(0));
         let exact = Flow { nats: "on_missing_checkpoint = \"continue\"".to_owned(), ..exact };
         let mut worker = Worker::ready(&exact.toml(&nats), "w");
@@ -152,7 +148,7 @@ pub(crate) fn consumer_refused() {
         };
         input.create_consumer(foreign).await.unwrap();
         let mut worker = Worker::start(&flow.toml(&nats), "w", "");
-        until("the reason", || is_not_ready_for(&worker, "the consumer unmade-0 of UNMADE-IN cannot be made"));
+        until("the reason", || worker.is_not_ready_for("the consumer unmade-0 of UNMADE-IN cannot be made"));
         assert_eq!(flow.checkpoint(&client, 0).await.1["owner"], "");
         input.delete_consumer("foreign").await.unwrap();
         worker.wait_ready();

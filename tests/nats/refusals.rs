@@ -94,11 +94,7 @@ pub(crate) fn full_stream() {
         context.create_stream(full).await.unwrap();
         let mut worker = Worker::ready(&flow.toml(&nats), "w");
         flow.send(&client, &higgs, 0..100).await;
-        until("a full stream", || {
-            worker
-                .get("/readyz")
-                .is_some_and(|(status, text)| status == 503 && text.contains("maximum messages exceeded"))
-        });
+        until("a full stream", || worker.is_not_ready_for("maximum messages exceeded"));
         assert!(flow.answered(&client).await < 50);
         context.update_stream(flow.output_config()).await.unwrap();
         flow.wait_answered(&client, 100).await;
@@ -122,9 +118,7 @@ pub(crate) fn stream_away() {
         flow.wait_answered(&client, 20).await;
         context.delete_stream(flow.output()).await.unwrap();
         flow.send(&client, &higgs, 20..60).await;
-        until("no stream", || {
-            worker.get("/readyz").is_some_and(|(status, text)| status == 503 && text.contains("replies are not taken"))
-        });
+        until("no stream", || worker.is_not_ready_for("replies are not taken"));
         context.create_stream(flow.output_config()).await.unwrap();
         flow.wait_answered(&client, 40).await;
         flow.wait_acknowledged(&client).await;

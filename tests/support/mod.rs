@@ -374,7 +374,12 @@ impl Worker {
         self.call(&format!("GET {path} HTTP/1.1\r\n"))
     }
 
-    /// The same of a call that changes something, with that token or, where it is empty, none.
+    /// Whether it says that it is not ready, and these words of why.
+    pub fn is_not_ready_for(&self, words: &str) -> bool {
+        self.get("/readyz").is_some_and(|(status, text)| status == 503 && text.contains(words))
+    }
+
+    /// Status and body of a call that changes something, with that token or, where it is empty, none.
     pub fn post(&self, path: &str, token: &str) -> Option<(u16, String)> {
         let authorization = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
         self.call(&format!("POST {path} HTTP/1.1\r\nContent-Length: 0\r\n{authorization}"))
